@@ -21,7 +21,8 @@ from compress.benchmark.rounds import GenerationTimes, ImageTimes, RoundTimes
 from compress.formats.target_profile import Target
 from compress.models.config_checks import allowed_code
 from compress.utils import errors
-from compress.utils.errors import CompressError, StageError
+from compress.utils.errors import CompressError, ModelError, StageError
+from compress.utils.isolation import CRASHES, MEMORY_VARIABLE
 
 Reply = dict[str, Any]
 _TAIL_CHARACTERS = 2000
@@ -45,6 +46,9 @@ def serve(handler: object) -> None:
             reply: Reply = getattr(handler, message["do"])(message)
         except CompressError as error:
             reply = error_reply(error)
+        except MemoryError:
+            what, hint = "The model needs more memory than its process may use.", f"raise {MEMORY_VARIABLE}"
+            reply = error_reply(ModelError(what, where=message.get("artifact"), hint=hint))
         try:
             sink.write(json.dumps(reply) + "\n")
             sink.flush()
@@ -153,6 +157,7 @@ class WorkerProcess:
             variables: Variables that are added to the inherited environment.
         """
         self.label = label
+        self._opened: Path | None = None
         self.began = time.perf_counter()
         self._piped = PipedProcess(command or module_command("compress.benchmark.worker"), variables)
 
@@ -174,6 +179,7 @@ class WorkerProcess:
             batches: File with a first batch.
             timeout: Longest wait for the answer in seconds.
         """
+        self._opened = artifact
         message = {"do": "open", "artifact": str(artifact.absolute()), "target": asdict(target), "threads": threads}
         return self.request({**message, "cores": list(cores), "batches": str(batches), "code": allowed_code()}, timeout)
 
@@ -283,9 +289,16 @@ class WorkerProcess:
         if code >= 0:
             return self._failure(f"ended with exit code {code}")
         # A negative exit code is the number of the signal that ended the process.
-        name = signal.Signals(-code).name
-        hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
-        return self._failure(f"was killed by {name}{hint}")
+        number = signal.Signals(-code)
+        if self._opened is not None and number in (*CRASHES, signal.SIGXCPU):
+            # The fault is that of the file, as if it had been refused. Native code writes pages of addresses.
+            hint = "the file is damaged, or made to attack its reader: write it again, or use one that you trust"
+            what = f"The process that measures {self.label!r} was killed by {number.name}."
+            error = StageError(what, where=str(self._opened), expected="a model that its runtime can run", hint=hint)
+            error.exit_code = 2
+            return error
+        hint = " (the system may have run out of memory)" if number == signal.SIGKILL else ""
+        return self._failure(f"was killed by {number.name}{hint}")
 
     def _failure(self, what: str) -> StageError:
         self._piped.process.kill()

@@ -49,18 +49,21 @@ CORE_COMMANDS: Mapping[str, Command] = {
         "Show where a model's bytes and parameters are, by module, type and share.",
         "compress inspect quickstart --depth 2",
         "Inspect",
+        isolation="read",
     ),
     "evaluate": Command(
         "compress.cli.evaluate:evaluate",
         "Measure an artifact's metrics, with intervals, through the runtime of a target.",
         "compress evaluate quickstart --by-slice",
         "Compare",
+        isolation="run",
     ),
     "bench": Command(
         "compress.cli.bench:bench",
         "Time an artifact on real examples, or as it generates text.",
         "compress bench quickstart --threads 1",
         "Compare",
+        isolation="run",
     ),
     "profile": Command(
         "compress.cli.profile:profile",
@@ -226,8 +229,15 @@ class CommandGroup(TyperGroup):
         # A plain function becomes a command of its own application.
         single = typer.Typer(add_completion=False)
         single.command(name, epilog=epilog)(function)
-        command = typer.main.get_command(single)
-        return name, _shorten_all_types(command, ctx), _take_verbosity(ctx, command, remaining)
+        command = _shorten_all_types(typer.main.get_command(single), ctx)
+        remaining = _take_verbosity(ctx, command, remaining)
+        isolation = self.references[name].isolation
+        # The context's object says whether to isolate. Without `main`, as in tests, there is none.
+        if ctx.obj and isolation is not None and not ctx.resilient_parsing:
+            from compress.cli.isolation import isolate_command
+
+            isolate_command(command, remaining, isolation == "run", ctx.params.get("verbose", False))
+        return name, command, remaining
 
 
 app = typer.Typer(
@@ -270,8 +280,8 @@ def _fail(error: CompressError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def main() -> None:
-    """Run a command.
+def main(*, isolated: bool = True) -> None:
+    """Run a command, and let those that open models of strangers do it in a child process if ``isolated``.
 
     Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 70 a bug of this program, 130 interrupted by
     Ctrl-C or SIGTERM.
@@ -288,13 +298,17 @@ def main() -> None:
         typer.echo(f"warning: {other}; pip uninstall compress; pip install --force-reinstall {DISTRIBUTION}", err=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
     try:
-        app(prog_name="compress")
+        app(prog_name="compress", obj=isolated)
     except CompressError as error:
         _fail(error)
     except OSError as error:
         # The disk of the output is full, or its reader is gone.
         _fail(StorageError(f"The operating system refuses: {error.strerror or error}.", where=error.filename))
     except Exception as error:  # noqa: BLE001 - the last place that can say that it is a bug
+        from compress.utils.isolation import memory_error
+
+        if (reason := memory_error(error)) is not None:
+            _fail(reason)
         with tempfile.NamedTemporaryFile("w", prefix="compress-bug-", suffix=".log", delete=False) as log:
             log.write(f"compress {__version__}: {shlex.join(sys.argv)}\n{traceback.format_exc()}")
         _fail(BugError(f"{type(error).__name__}: {first_line(error)}", where=log.name))

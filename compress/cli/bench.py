@@ -158,8 +158,11 @@ def _without_none(options: Settings) -> Settings:
 
 def as_values(result: BenchmarkResult) -> dict[str, object]:
     """Return a result as plain values."""
+    from compress.utils.isolation import isolation_record
+
     measured = [row.model_dump() for row in result.measurements]
-    return {"measurements": measured, "notes": result.notes, "environment": result.environment}
+    facts = {"environment": result.environment, "isolation": isolation_record()}
+    return {"measurements": measured, "notes": result.notes, **facts}
 
 
 def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
@@ -183,6 +186,7 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
 def show_outcome(outcome: HostResults, json_: bool) -> None:
     """Print the results of all hosts, and raise the first error if one failed."""
     from compress.report.compare.machine_match import machine_summary
+    from compress.utils.terminal import printable
 
     if json_:
         values = {name: as_values(result) for name, result in outcome.results.items()}
@@ -190,7 +194,7 @@ def show_outcome(outcome: HostResults, json_: bool) -> None:
         typer.echo(json.dumps({"devices": values, "failed": failed}))
     else:
         for name, result in outcome.results.items():
-            typer.echo(f"{name}: {machine_summary(result.environment)}")
+            typer.echo(printable(f"{name}: {machine_summary(result.environment)}"))
             show(result, json_=False, where=f"{name}: ")
     # The exit code is that of the first error, and `main` prints it.
     errors = list(outcome.failures.values())

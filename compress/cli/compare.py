@@ -220,7 +220,9 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
     if as_json:
         typer.echo(json.dumps({"baseline": str(path), **origin.model_dump(), "lowered": [c.metric for c in lowered]}))
     else:
-        typer.echo(f"{path}: {run.name} ({rules.model}), by {origin.who}: {origin.why}")
+        from compress.utils.terminal import printable
+
+        typer.echo(printable(f"{path}: {run.name} ({rules.model}), by {origin.who}: {origin.why}"))
 
 
 def _load_report(argument: Path) -> ReportFile:

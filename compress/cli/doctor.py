@@ -12,6 +12,7 @@ import typer
 
 from compress.utils.errors import InputError
 from compress.utils.progress import is_shown
+from compress.utils.terminal import printable
 
 if TYPE_CHECKING:
     from compress.cli.output import Finding
@@ -94,9 +95,8 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
         absent = [finding for finding in result.findings if finding.level == "absent"]
         brief = len(absent) > 1 and not is_shown(logging.DEBUG)
         for finding in [f for f in result.findings if not (brief and f in absent)]:
-            typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
-            if finding.advice:
-                typer.echo(f"         -> {finding.advice}")
+            advice = f"\n         -> {finding.advice}" if finding.advice else ""
+            typer.echo(printable(f"{_MARKS[finding.level]}  {finding.what}{advice}"))
         if brief:
             names = ", ".join(finding.what.partition(":")[0] for finding in absent)
             typer.echo(f"{_MARKS['absent']}  not on this machine: {names}")

@@ -22,12 +22,13 @@ def evaluate(
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
     from compress import api
+    from compress.utils.isolation import isolation_record
 
     rows = api.evaluate(
         artifact, recipe=recipe, split=split, target=target, threads=threads, by_slice=by_slice, progress=True
     )
     if json_:
-        typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
+        typer.echo(json.dumps([{**row.model_dump(), "isolation": isolation_record()} for row in rows], indent=1))
         return
     from compress.cli.output import render_rows
     from compress.utils.terminal import Console

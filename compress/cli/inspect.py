@@ -34,11 +34,13 @@ def inspect(
     from compress.report.progress import ConsoleProgress
     from compress.report.run_folder import model_folder
     from compress.sources.resolve import find_model
+    from compress.utils.isolation import isolation_record
     from compress.utils.progress import SilentProgress
 
     progress = SilentProgress() if json_ else ConsoleProgress()
     path = find_model(str(model_folder(Path(model)) or model), progress)
     budget = budget_of(path, weights=weights, calls=calls, progress=progress, name=model)
+    budget = budget.model_copy(update={"isolation": isolation_record()})
     if json_:
         typer.echo(budget.model_dump_json(indent=2))
         return

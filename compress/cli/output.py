@@ -32,8 +32,9 @@ def show_hint(message: str) -> None:
 def show(view: RenderableType) -> None:
     """Print a view: text as UTF-8, which HTML and Markdown views declare, and anything else for the terminal."""
     if isinstance(view, str):
+        text = printable(view) if sys.stdout.isatty() else view
         # Bytes bypass the terminal's encoding.
-        typer.echo(view.removesuffix("\n").encode("utf-8"))
+        typer.echo(text.removesuffix("\n").encode("utf-8"))
         return
     Console(file=sys.stdout).print(view)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compress.data.media import Media, content, describe, picture_size, require_pillow
 from compress.utils.errors import DataError
+from compress.utils.read_limits import parse_json, refuse_expansion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ def read_objects(value: object) -> str:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             raise TypeError from None
     boxes: object
@@ -136,6 +137,7 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
     expected = "a PNG file of one channel, whose pixels are class ids, or 255 for ignored pixels"
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            refuse_expansion(4 * image.width * image.height, len(encoded), "A mask", where)
             mode, ids = image.mode, np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{where} is not a complete image file: {error}", where=where, expected=expected) from error

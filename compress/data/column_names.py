@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from compress.data.columns import Column
 from compress.data.files import field_names, find_separator
 from compress.data.source import read
+from compress.utils.read_limits import parse_json
 
 _HEAD_BYTES = 1 << 16
 
@@ -53,7 +53,7 @@ def column_names(path: Path) -> tuple[str, ...]:
             names = tuple(next(csv.reader(io.StringIO(head, newline=""), delimiter=find_separator(head, suffix)), ()))
     elif path.is_file() and suffix == ".jsonl":
         with suppress(ValueError):  # reported with its line when the rows are read
-            first = json.loads(_read_head(path).lstrip().split("\n", 1)[0])
+            first = parse_json(_read_head(path).lstrip().split("\n", 1)[0])
             names = tuple(field_names(first)) if isinstance(first, dict) else ()
     return names or read(path, set()).names
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 from compress.data.column_values import ColumnWriter, take_lines, take_values
 from compress.data.config import FILE_SUFFIXES, SPREADSHEET_SUFFIXES
 from compress.utils.errors import DataError
+from compress.utils.read_limits import LIMITS, parse_json, refuse_expansion
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _HEAD_BYTES = 1 << 16
-_LONGEST_FIELD = 1 << 26
-"""Characters of a CSV field at most, so that a quote without an end does not take the memory of a whole file."""
+_VALUE_BYTES = 32
+"""Memory of a short value, of which files may store thousands in a byte."""
 _SEPARATORS = ",;\t|"
 _UNDEFINED_IN_CP1252 = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 
@@ -79,7 +83,11 @@ def read_file(path: Path, wanted: Collection[str]) -> Rows:
         with path.open(encoding=encoding, newline="\n" if suffix == ".jsonl" else "") as file:
             rows = _READERS[suffix](path, file, wanted)
     except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
+        raise DataError(
+            f"{path.name} cannot be read: {error.strerror or error}.",
+            where=str(path),
+            expected="a whole data file, which this user may read",
+        ) from error
     except UnicodeError as error:
         raise DataError(f"{path.name} cannot be decoded: {error}.", where=str(path)) from error
     if not rows.names:
@@ -172,8 +180,8 @@ def _no_rows(path: Path, found: str) -> DataError:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise DataError(f"{path.name} has the column {name!r} twice.", where=str(path))
 
 
@@ -212,7 +220,7 @@ def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int
     reader = csv.reader(file, delimiter=separator, strict=True)
     # A field may be as long as a small file. The limit is global to the csv module, and files are read in turns and by
     # several threads, so it is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), min(path.stat().st_size + 1, _LONGEST_FIELD)))
+    csv.field_size_limit(max(csv.field_size_limit(), min(path.stat().st_size + 1, LIMITS.csv_field_characters)))
     line = 1
     try:
         for record in reader:
@@ -243,8 +251,8 @@ def _read_json(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
     if not text.strip():
         return Rows(path.name, (), {})
     try:
-        items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        items = parse_json(text)
+    except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"{path.name} is not JSON: {error}.",
@@ -268,8 +276,8 @@ def _read_jsonl(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                item = parse_json(line)
+            except ValueError as error:
                 raise DataError(
                     f"{path.name} has a line that is not JSON: {error}.",
                     where=f"{path}:{number}",
@@ -306,22 +314,76 @@ def _columns_of(
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
     import pyarrow as pa
-    import pyarrow.parquet
 
     if path.stat().st_size == 0:
         raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = tuple(file.schema_arrow.names)
-            _check_names(path, names)
-            table = file.read(columns=[name for name in names if name in wanted])
-            rows = file.metadata.num_rows
-        columns = {name: table[name].to_pylist() for name in table.column_names}
+        names, rows, columns = parquet_columns(path, wanted)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path.name} is not a complete Parquet file: {error}", where=str(path)) from error
     if not rows:
         raise _no_rows(path, "columns and no rows")
     return Rows(path.name, names, columns)
+
+
+def parquet_columns(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], int, dict[str, list[Any]]]:
+    """Return the names of all columns, the number of rows, and the values of those columns ``wanted`` that exist.
+
+    Raises:
+        DataError: A name occurs twice, or the values would expand far beyond the size of the file.
+        pa.ArrowException: The file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    _check_names(path, schema.names)
+    chosen = [name for name in schema.names if name in wanted]
+    nested = [name for name in chosen if pa.types.is_nested(schema.field(name).type)]
+    # Repeated texts stay stored once until it is known how much memory they take.
+    with pq.ParquetFile(path, read_dictionary=[name for name in chosen if name not in nested]) as file:
+        largest = _refuse_parquet_bomb(path, file, chosen)
+        columns: dict[str, list[Any]] = {name: [] for name in chosen}
+        table = file.read(columns=[name for name in chosen if name not in nested])
+        expanded = sum(_expanded_bytes(chunk) for column in table.columns for chunk in column.chunks)
+        refuse_expansion(expanded, path.stat().st_size, path.name, path)
+        for name in table.column_names:
+            for chunk in table[name].chunks:
+                plain = chunk.dictionary_decode() if isinstance(chunk, pa.DictionaryArray) else chunk
+                columns[name] += plain.to_pylist()
+        # Texts within lists and structures cannot stay stored once: a few rows at a time are expanded.
+        step = max(1, min(1024, LIMITS.expanded_bytes // max(1, largest)))
+        for batch in file.iter_batches(step, columns=nested) if nested else ():
+            expanded += batch.nbytes
+            refuse_expansion(expanded, path.stat().st_size, path.name, path)
+            for name in nested:
+                columns[name] += batch[name].to_pylist()
+        return tuple(schema.names), file.metadata.num_rows, columns
+
+
+def _refuse_parquet_bomb(path: Path, file: pq.ParquetFile, names: Collection[str]) -> int:
+    """Return the bytes of the largest part of the columns, as the file declares them.
+
+    Raises `ReadLimitError` if the columns would expand far beyond the size of the file.
+    """
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    chunks = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names)]
+    values = file.metadata.num_rows * len(names) + sum(chunk.num_values for chunk in chunks)
+    declared = sum(chunk.total_uncompressed_size for chunk in chunks)
+    refuse_expansion(declared + _VALUE_BYTES * values, path.stat().st_size, path.name, path)
+    return max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+
+
+def _expanded_bytes(values: pa.Array) -> int:
+    """Return the bytes of the values of an array, each as often as it occurs."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not isinstance(values, pa.DictionaryArray) or pa.types.is_primitive(values.dictionary.type):
+        return int(values.nbytes)
+    lengths = pc.cast(pc.binary_length(values.dictionary), pa.int64())
+    return int(pc.sum(lengths.take(values.indices)).as_py() or 0)
 
 
 def _short(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from compress.data.samples.fetch import sample_directory
 from compress.data.source import find_file, read_columns
 from compress.utils.errors import DataError, nearest_name
 from compress.utils.progress import Progress
+from compress.utils.read_limits import parse_json
 
 _QUESTIONS = "questions.parquet"
 _QUESTION_COLUMNS = ("prompt", "choices", "answer")
@@ -148,8 +148,8 @@ def _has(answer: str, phrase: str) -> bool:
 def _json(answer: str) -> object:
     fenced = _FENCE.match(answer)
     try:
-        return json.loads(fenced[1] if fenced else answer)
-    except (ValueError, RecursionError):
+        return parse_json(fenced[1] if fenced else answer)
+    except ValueError:
         return None
 
 

@@ -19,6 +19,7 @@ from compress.data.column_values import values_of
 from compress.utils.environment import granted_cores
 from compress.utils.errors import DataError, MissingExtraError
 from compress.utils.progress import Progress
+from compress.utils.read_limits import refuse_expansion
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,21 +160,22 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
             # Pillow only warns up to twice its pixel limit; treat that as an error too.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
+            refuse_expansion(4 * image.width * image.height, len(encoded), "An image", describe(value))
             if getattr(image, "n_frames", 1) > 1:
                 conversions["animated; the first frame is used"] += 1
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise _broken(value, "is not an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _broken(value, f"is too large to be an example ({error})") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
         raise _broken(value, f"is broken ({error})") from error
-    if upright.mode in _WIDER:
+    if image.mode in _WIDER:
         raise _broken(value, "has more than 16 bits per value, so that its white level is unknown")
-    if upright.mode == mode and "transparency" not in upright.info:
-        return upright
-    return _converted(upright, mode, conversions)
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    return _converted(image, mode, conversions)
 
 
 def broken_images(tables: Sequence[pa.Table], columns: Sequence[str], progress: Progress) -> list[DataError]:

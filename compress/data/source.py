@@ -22,6 +22,7 @@ from compress.data.config import (
 from compress.data.files import Rows, media_kind, read_class_folder, read_file, unsupported
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name
+from compress.utils.isolation import network_hint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -282,12 +283,13 @@ def read_hub_split(location: HubSplit, wanted: Collection[str]) -> Rows:
             f"The dataset {location.dataset!r} cannot be fetched: {error}.",
             where="data.source",
             expected="a folder, a sample, or a dataset on the Hugging Face Hub and a network that reaches it",
-            hint="connect and try again, or name files that are on this machine",
+            hint=network_hint() or "connect and try again, or name files that are on this machine",
         ) from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"The split {location.split!r} of the dataset {location.dataset!r} cannot be loaded: {error}",
             where="data.source",
+            hint=network_hint(),
         ) from error
     return rows_of(dataset, f"{location.dataset} ({location.split})", wanted)
 

@@ -148,6 +148,7 @@ class Budget(Frozen):
     tensors: tuple[StoredTensor, ...]
     statistics: dict[str, WeightStatistics] | None = None
     calls: tuple[PartCall, ...] | None = None
+    isolation: dict[str, int | bool | None] = Field({}, description="limits of the process that read the model")
 
 
 def budget_of(

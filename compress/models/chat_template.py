@@ -16,13 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.utils.errors import DataError
+from compress.utils.read_limits import LIMITS, ReadLimitError
 
-MAX_SECONDS = 5
-"""Processor time of one conversation."""
-MAX_BYTES = 500_000_000
-"""Memory that one conversation may take."""
-MAX_CHARACTERS = 1_000_000
-"""Characters that a template may add to a conversation."""
 _WAIT_SECONDS = 60.0
 _OPTIONS = ("add_generation_prompt", "continue_final_message")
 _WHERE = "chat_template.jinja"
@@ -81,10 +76,10 @@ class _Child:
                 line = source.readline()
         if not line.endswith(b"\n"):
             self.close()
-            raise DataError(
+            raise ReadLimitError(
                 "The model's chat template does not end, or needs too much memory.",
                 where=_WHERE,
-                expected=f"a conversation within {MAX_SECONDS} s and {MAX_BYTES // 1_000_000} MB",
+                expected=f"a conversation in {LIMITS.template_seconds} s and {LIMITS.template_bytes // 1_000_000} MB",
                 hint="look at the template: it may be a stranger's attempt to stop this program",
             )
         answer: dict[str, str] = json.loads(line)
@@ -115,7 +110,7 @@ def _render(request: dict[str, Any]) -> dict[str, str]:
         )
     except Exception as error:  # noqa: BLE001 - a template may raise anything
         return {"error": (str(error).strip().splitlines() or [type(error).__name__])[0][:500]}
-    allowed = MAX_CHARACTERS + len(json.dumps(request["messages"]))
+    allowed = LIMITS.template_characters + len(json.dumps(request["messages"]))
     return {"text": text} if len(text) <= allowed else {"error": f"it writes {len(text):,} characters"}
 
 
@@ -128,10 +123,11 @@ def main() -> None:
 
     if (statm := Path("/proc/self/statm")).exists():
         used_bytes = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + MAX_BYTES, used_bytes + MAX_BYTES))
+        limit = used_bytes + LIMITS.template_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime) + MAX_SECONDS + 1
+        seconds = int(used.ru_utime + used.ru_stime) + LIMITS.template_seconds + 1
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         sys.stdout.write(json.dumps(_render(json.loads(line))) + "\n")
         sys.stdout.flush()

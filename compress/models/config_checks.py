@@ -13,12 +13,12 @@ from typing import Any
 from compress.models.json_file import read_json, read_optional_json
 from compress.models.pipeline_folder import is_pipeline
 from compress.utils.errors import MissingExtraError, ModelError
+from compress.utils.read_limits import LIMITS, ReadLimitError
 
 _MAPPINGS = ("auto_mappings", "configuration_auto")
 """transformers' modules that list every `model_type`; the first one is plain data."""
 
 
-_MAX_LAYERS = 10_000
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
 
@@ -67,8 +67,10 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
 def _refuse_many_layers(config: Mapping[str, Any], where: str) -> None:
     """Raise `ModelError` for a number of layers that would keep the construction of the model from ending."""
     for name, value in _fields(config):
-        if "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
-            raise ModelError(f"The config's {name} is {value:,}.", where=where, expected=f"at most {_MAX_LAYERS:,}")
+        if "layer" in name and isinstance(value, int) and value > LIMITS.layers:
+            raise ReadLimitError(
+                f"The config's {name} is {value:,}.", where=where, expected=f"at most {LIMITS.layers:,}"
+            )
 
 
 def _refuse_downloaded_kernels(config: Mapping[str, Any], where: str) -> None:

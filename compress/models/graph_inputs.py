@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.models.json_file import read_json
 from compress.utils.errors import DataError, ModelError
+from compress.utils.read_limits import refuse_expansion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,8 +99,11 @@ class GraphInputs:
         try:
             # Pickled objects could execute code.
             loaded = np.load(io.BytesIO(content), allow_pickle=False)
+            if not isinstance(loaded, np.ndarray):
+                expanded = sum(entry.file_size for entry in loaded.zip.infolist())
+                refuse_expansion(expanded, len(content), "The arrays", where)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"The arrays cannot be read: {error}",
                 where=where,

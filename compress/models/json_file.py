@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from compress.utils.errors import ModelError
-
-MAX_BYTES = 100_000_000
+from compress.utils.read_limits import LIMITS, parse_json, refuse_above
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `ModelError` for a missing, giant or special file, or other content."""
-    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
-        found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is no regular file"
-        raise ModelError(f"{path.name} {found}.", where=str(path), expected=f"a file of JSON below {MAX_BYTES:,} bytes")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path.name} is no regular file.", where=str(path), expected="a file of JSON")
+    if path.exists():
+        refuse_above(LIMITS.json_bytes, path.stat().st_size, path.name, "bytes", path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
             f"The model folder has no {path.name}.",
@@ -25,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
             expected=f"a {path.name} in Hugging Face layout",
             hint="Name the folder that save_pretrained wrote.",
         ) from error
-    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, or 100,000 brackets
+    except ValueError as error:
         raise ModelError(
             f"{path.name} is not valid JSON: {error}.", where=str(path), hint="Fetch or write the file again."
         ) from error

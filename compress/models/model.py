@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 from compress.utils.errors import ModelError
+from compress.utils.read_limits import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -196,7 +197,12 @@ def minified_content(path: Path) -> bytes:
     # Other formats are copied unchanged.
     if path.suffix != ".json":
         return content
-    return json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        hint = "fetch or write the file again"
+        raise ModelError(f"{path.name} is not valid JSON: {error}.", where=str(path), hint=hint) from error
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _save_processor(processor: Processor, folder: Path) -> None:

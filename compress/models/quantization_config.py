@@ -5,9 +5,11 @@ Importing this module needs the standard library only.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from compress.utils.errors import ModelError
+from compress.utils.read_limits import LIMITS, ReadLimitError
 
 COMPRESSED_TENSORS = "compressed-tensors"
 LINEAR = "Linear"
@@ -29,7 +31,7 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
             group
             for group in groups
             for target in group.get("targets") or ()
-            if (re.match(target[3:], module) if target.startswith("re:") else target == module)
+            if (_matches(target[3:], module) if target.startswith("re:") else target == module)
         )
         scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
         weights = scheme.get("weights") or {}
@@ -38,9 +40,29 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     settings = {key: quantization.get(key) for key in ("bits", "group_size", "sym")}
     # GPTQModel's patterns: "-:" excludes layers, "+:" or nothing changes settings.
     for pattern, changes in (quantization.get("dynamic") or {}).items():
-        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
+        if not pattern.startswith("-:") and _matches(pattern.removeprefix("+:"), module):
             return settings | {key: changes[key] for key in settings if key in changes}
     return settings
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Return whether a pattern of a config matches the start of a layer's name.
+
+    Raises `ReadLimitError` for a pattern that takes too long, as one with nested repetitions may, and `ModelError` for
+    one that is no regular expression.
+    """
+    # The standard library has no limit of time. transformers requires this package.
+    import regex
+
+    where = "quantization_config"
+    try:
+        return regex.match(pattern, module, timeout=LIMITS.pattern_seconds) is not None
+    except TimeoutError as error:
+        hint = "the model may be made to stop this program: use one that you trust"
+        what = f"The pattern {pattern[:80]!r} takes too long for the layer {module[:80]!r}."
+        raise ReadLimitError(what, where=where, expected=f"at most {LIMITS.pattern_seconds} s", hint=hint) from error
+    except regex.error as error:
+        raise ModelError(f"The pattern {pattern[:80]!r} is no regular expression: {error}.", where=where) from error
 
 
 def compressed_tensors_config(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from compress.models.stored_tensor import INDEX_TYPES, Role, StoredTensor, stored
 from compress.utils.errors import ModelError
+from compress.utils.read_limits import LIMITS, refuse_above
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,13 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
     from safetensors import SafetensorError, safe_open
 
     size = path.stat().st_size
+    with path.open("rb") as head:
+        length = int.from_bytes(head.read(8), "little")
+    # A length beyond the end of the file is left to the library.
+    refuse_above(LIMITS.safetensors_header_bytes, min(length, size), "The header", "bytes", path)
     try:
         with safe_open(path, framework="numpy") as file:
+            refuse_above(LIMITS.tensors, len(file.keys()), path.name, "tensors", path)
             entries = [(name, file.get_slice(name)) for name in file.offset_keys()]
             layouts = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries]
     except SafetensorError as error:

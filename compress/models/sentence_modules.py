@@ -15,6 +15,7 @@ import numpy as np
 
 from compress.models.json_file import read_json
 from compress.utils.errors import ModelError
+from compress.utils.read_limits import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def has_modules(folder: Path) -> bool:
 def read_modules(folder: Path) -> SentenceModules:
     """Read the modules of a folder. Raises `ModelError` for modules that are not supported."""
     try:
-        content = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        content = parse_json((folder / MODULES).read_text(encoding="utf-8"))
         entries = sorted(content, key=lambda entry: int(entry["idx"]))
         if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in entries):
             raise TypeError("a path or type is no text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +156,7 @@ def run_of(model: Path) -> Path | None:
 
 def outputs_of(run: Path) -> dict[str, Path]:
     """Return the folder of each stage's output that is still in the cache, by label."""
-    stages = json.loads((run / REPORT).read_text(encoding="utf-8")).get("stages", [])
+    stages = read_json(run / REPORT).get("stages", [])
     # A run's folder is ARTIFACTS/runs/NAME/TIME.
     cache_folder = run.parents[2] / "cache"
     if not cache_folder.is_dir():

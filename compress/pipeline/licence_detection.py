@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata
@@ -14,7 +13,8 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from compress.formats.gguf.model import read_gguf
 from compress.sources.resolve import CARD
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, first_line
+from compress.utils.read_limits import parse_json
 
 Duty = Literal["share-alike", "non-commercial", "no-derivatives", "use-restrictions", "no-training"]
 """Duty of a licence. ``no-training``: outputs of the model must not train a model of another family."""
@@ -162,7 +162,7 @@ def _of_folder(folder: Path) -> Iterator[LicenceStatement]:
     yield from _of_card(folder / CARD)
     if (config := folder / "config.json").is_file():
         try:
-            licence = json.loads(_text(config, None)).get("license")
+            licence = parse_json(_text(config, None)).get("license")
         except (ValueError, AttributeError):  # told by whoever loads the model
             licence = None
         if isinstance(licence, str):
@@ -182,12 +182,13 @@ def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
     if not card.is_file() or not (front := _FRONT.match(_text(card))):
         return
     try:
-        fields = yaml.safe_load(front[1])
-    except yaml.YAMLError as error:
+        # This loader neither merges mappings nor repeats what an alias names, which may grow without end.
+        fields = yaml.load(front[1], Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         if not own:
             return
         raise InputError(
-            f"The card's front matter is no YAML: {str(error).splitlines()[0]}.",
+            f"The card's front matter is no YAML: {first_line(error)}.",
             where=str(card),
             expected="`license: apache-2.0` or the like, between lines of `---`",
         ) from None
@@ -196,8 +197,9 @@ def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
     licence = fields.get("license")
     if licence == "other":
         licence = fields.get("license_name")
-    licences = licence if isinstance(licence, list) else [licence or ""]
-    yield LicenceStatement(joined(canonical(str(name)) for name in licences), card.name)
+    licences = licence if isinstance(licence, list) else [licence]
+    names = [name if isinstance(name, str) and name not in ("null", "~") else "" for name in licences]
+    yield LicenceStatement(joined(map(canonical, names)), card.name)
 
 
 def _tagged(text: str, name: str) -> str:

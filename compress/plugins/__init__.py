@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from itertools import chain
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 Loaded = TypeVar("Loaded")
 API_VERSION = 1
@@ -40,6 +40,8 @@ class Command:
         example: Command line that the command's own help shows.
         panel: Title of the panel of `compress --help`. The core has Start, Inspect, Compare, Ship and Operate.
         hidden: Whether `compress --help` leaves the command out, as for the former name of a command.
+        isolation: Whether the command has a child process with limits, for one that only reads the files of models
+            ("read") or also runs models ("run").
     """
 
     reference: str
@@ -47,6 +49,7 @@ class Command:
     example: str = ""
     panel: str = "Commands of plug-ins"
     hidden: bool = False
+    isolation: Literal["read", "run"] | None = None
 
 
 def _extension_point() -> Any:

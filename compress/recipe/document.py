@@ -14,14 +14,9 @@ from typing import Any
 import yaml
 
 from compress.utils.errors import Problem, RecipeError, nearest_name
+from compress.utils.read_limits import LIMITS
 
 FieldPath = tuple[str | int, ...]
-
-MAX_FILE_BYTES = 1_000_000
-MAX_NODES = 20_000
-MAX_DEPTH = 40
-MAX_PROBLEMS = 100
-"""Problems that are listed. Each further one would be compared with all before it."""
 
 YAML_PREFIX = "tag:yaml.org,2002:"
 CORE_SCHEMA = (
@@ -38,10 +33,28 @@ CORE_SCHEMA = (
 """Tag, pattern and first characters of unquoted scalars: 5e-5 is a number, `no` is text."""
 
 
+_TOO_MANY = (
+    "too many or too deeply nested values",
+    f"at most {LIMITS.yaml_nodes:,} values, {LIMITS.yaml_depth} levels deep",
+)
+
+
+class _TooMuchError(Exception):
+    """Error of a document that is refused as a whole, with the value found and the value expected."""
+
+
 class _CoreLoader(yaml.SafeLoader):
     """YAML loader that composes nodes by the YAML 1.2 core schema instead of YAML 1.1."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    _nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node, a value or its name. Raises `_TooMuchError` for more than any recipe has."""
+        self._nodes += 1
+        if self._nodes > 2 * LIMITS.yaml_nodes:
+            raise _TooMuchError(*_TOO_MANY)
+        return super().compose_node(parent, index)
 
 
 def core_pattern(pattern: str) -> re.Pattern[str]:
@@ -102,15 +115,15 @@ class Document:
             nearest: A similar valid name, if any.
 
         Raises:
-            RecipeError: With the problems so far, if there are `MAX_PROBLEMS`.
+            RecipeError: With the problems so far, if there are as many as are listed.
         """
         file, line = self.location(path)
         self.broken.add(path)
         self.problems.append(Problem(file, line, dotted(path) or self.kind.name, found, expected, nearest))
-        if len(self.problems) == MAX_PROBLEMS:
+        if len(self.problems) == LIMITS.problems:
             expected = "fewer problems; correct these first"
             self.problems.append(
-                Problem(self.file, None, self.kind.name, f"at least {MAX_PROBLEMS} problems", expected)
+                Problem(self.file, None, self.kind.name, f"at least {LIMITS.problems} problems", expected)
             )
             raise self.error()
 
@@ -186,14 +199,14 @@ def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
     except _TooMuchError as error:
         refuse(*error.args)
     except RecursionError:
-        refuse("too deeply nested values", f"at most {MAX_DEPTH} levels")
+        refuse("too deeply nested values", f"at most {LIMITS.yaml_depth} levels")
 
 
 def _text(path: Path, document: Document) -> str | None:
     """Return the file's text, or None and record a problem if it cannot be read."""
     expected = document.kind.words
     try:
-        if path.stat().st_size > MAX_FILE_BYTES and not path.is_dir():
+        if path.stat().st_size > LIMITS.yaml_bytes and not path.is_dir():
             document.problem((), f"a file of {path.stat().st_size:,} bytes", f"{expected} below 1 MB")
             return None
         content = path.read_bytes()
@@ -216,10 +229,6 @@ def nearest_sibling(path: Path) -> str | None:
     return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
 
 
-class _TooMuchError(Exception):
-    """Error of a document that is refused as a whole, with the value found and the value expected."""
-
-
 @dataclass
 class _Values:
     """Converter of YAML nodes to values, which records lines in ``lines`` and problems in the document."""
@@ -235,9 +244,8 @@ class _Values:
         self.visited += 1
         if node in self.around:
             raise _TooMuchError("an alias to itself", "values that end")
-        if self.visited > MAX_NODES or len(self.around) > MAX_DEPTH:
-            expected = f"at most {MAX_NODES:,} values, {MAX_DEPTH} levels deep"
-            raise _TooMuchError("too many or too deeply nested values", expected)
+        if self.visited > LIMITS.yaml_nodes or len(self.around) > LIMITS.yaml_depth:
+            raise _TooMuchError(*_TOO_MANY)
         self.around.append(node)
         value = self._content(node, path)
         self.around.pop()

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from compress.data.files import parquet_columns
 from compress.utils.errors import InputError, StorageError
 
 NAME = "%Y-%m-%dT%H-%M-%S"
@@ -200,8 +201,7 @@ def read_predictions(folder: Path, model: str, target: str) -> StoredPredictions
         if prefix is None:
             raise InputError(f"{PREDICTIONS} has no predictions of {model} on {target}.", where=str(path))
         selected = ["label", *(f"{prefix}.{part}" for part in ("answer", "probability", "correct"))]
-        table = pyarrow.parquet.read_table(path, columns=selected)
-        columns = {name: table[name].to_pylist() for name in selected}
+        columns = parquet_columns(path, selected)[2]
     except FileNotFoundError:
         raise InputError(f"There is no {PREDICTIONS}.", where=str(folder), expected="a folder of a run") from None
     except (OSError, pa.ArrowException, KeyError) as error:

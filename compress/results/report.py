@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress.results.metrics import file_metrics
 from compress.utils.errors import InputError, did_you_mean
 from compress.utils.pydantic_models import Frozen
+from compress.utils.read_limits import parse_json
 
 MACHINE = "machine"
 """Name in place of a model: reference work that was timed beside the models, to relate sessions."""
@@ -489,8 +490,8 @@ def parse_report(text: str, where: str) -> Report:
     """Return the report in ``text``. Raises `InputError`, which names its source ``where``."""
     expected = f"a report.json of schema {SCHEMA}, as `compress run` writes it"
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise InputError(f"The report is not JSON: {error}", where=where, expected=expected) from None
     if not isinstance(content, dict) or "schema" not in content:
         raise InputError("This JSON is not a report: it names no schema.", where=where, expected=expected)

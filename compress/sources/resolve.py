@@ -17,6 +17,7 @@ from compress.sources.timm_folder import made_folder as made_timm
 from compress.tasks.task import Task
 from compress.utils.environment import user_cache
 from compress.utils.errors import InputError, ModelError
+from compress.utils.isolation import network_hint
 from compress.utils.progress import Progress, SilentProgress
 
 CARD = "README.md"
@@ -242,7 +243,8 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
             f"The model {reference!r} is not a path here, and {why}.",
             where=reference,
             expected="a local folder, or a Hugging Face id that was downloaded before",
-            hint=f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
+            hint=(None if local_only else network_hint())
+            or f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
             "and copy the folder here; unset HF_HUB_OFFLINE if it is set.",
         ) from error
     except (HFValidationError, HfHubHTTPError, OSError) as error:

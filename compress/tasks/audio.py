@@ -13,6 +13,7 @@ from compress.data.media import Media, content, describe
 from compress.tasks.lazy_modules import np
 from compress.tasks.task import Examples, NamedArrays, OnDemand
 from compress.utils.errors import DataError, MissingExtraError, ModelError
+from compress.utils.read_limits import refuse_expansion
 
 if TYPE_CHECKING:
     from transformers import FeatureExtractionMixin
@@ -46,6 +47,37 @@ class Remarks:
         return "; ".join(f"{count:,} {what}" for what, count in self.counts.items())
 
 
+def decode_recording(content: bytes, where: str, rate: int = 0) -> tuple[np.ndarray, int]:
+    """Return the samples of an encoded file (WAV, FLAC, Ogg), [samples, channels] float32, and their rate in Hz.
+
+    Args:
+        content: Encoded file.
+        where: Name of the file, for messages.
+        rate: Sampling rate to which the samples will be converted, in Hz, if they will.
+
+    Raises:
+        DataError: If the recording is broken, or would expand to far more than the file.
+        MissingExtraError: If soundfile is not installed.
+    """
+    try:
+        import soundfile
+    except (ModuleNotFoundError, OSError) as error:
+        raise MissingExtraError("soundfile", "speech", "A recording") from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            # Two bytes for each sample, as in a WAV file. A higher rate makes more samples of them.
+            growth = max(file.channels, rate / file.samplerate)
+            refuse_expansion(round(2 * file.frames * growth), len(content), "The recording", where)
+            return file.read(dtype="float32", always_2d=True), file.samplerate
+    except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
+        raise DataError(
+            f"The recording cannot be decoded: {error}",
+            where=where,
+            expected="a whole WAV, FLAC or Ogg file",
+            hint="copy or convert the file again, e.g. with ffmpeg",
+        ) from error
+
+
 def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> np.ndarray:
     """Return the samples of an encoded file (WAV, FLAC, Ogg), [samples] float32, mono at ``rate`` Hz.
 
@@ -59,19 +91,7 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
         DataError: If the recording is broken, empty, silent or not finite.
         MissingExtraError: If soundfile is not installed.
     """
-    try:
-        import soundfile
-    except (ModuleNotFoundError, OSError) as error:
-        raise MissingExtraError("soundfile", "speech", "A recording") from error
-    try:
-        samples, file_rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, ValueError) as error:
-        raise DataError(
-            f"The recording cannot be decoded: {error}",
-            where=where,
-            expected="a whole WAV, FLAC or Ogg file",
-            hint="copy or convert the file again, e.g. with ffmpeg",
-        ) from error
+    samples, file_rate = decode_recording(content, where, rate)
     # Empty, broken and silent recordings would give meaningless features.
     if not samples.size:
         raise DataError("The recording is empty.", where=where, expected="some samples", hint="take the row out")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from compress.tasks.lazy_modules import np
 from compress.utils.errors import DataError, MissingExtraError
+from compress.utils.read_limits import parse_json
 
 MOST_TOKENS = 30
 """Largest number of tokens of an answer."""
@@ -24,7 +25,7 @@ def read_answers(value: Any) -> str | None:
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             raise DataError(f"The answers {value[:60]!r} are no JSON.", expected="text and answer_start") from None
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, Mapping) else (value, None)

@@ -35,7 +35,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
-            main()
+            main(isolated=False)
         return subprocess.CompletedProcess(sys.argv, int(end.value.code or 0), *capfd.readouterr())
 
     return call

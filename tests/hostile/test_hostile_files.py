@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crafted import gguf, key, message
 
 from compress.formats.onnx.stored_tensors import read_tensors
 from compress.models.config_checks import check_config
@@ -43,19 +44,6 @@ def read_in_child(imports: str, call: str, path: Path, limit: int = MAX_BYTES) -
     return child.stdout.strip()
 
 
-def varint(value: int) -> bytes:
-    """Return an integer as protobuf stores it."""
-    content = b""
-    while value > 0x7F:
-        content, value = content + bytes([value & 0x7F | 0x80]), value >> 7
-    return content + bytes([value])
-
-
-def message(number: int, content: bytes) -> bytes:
-    """Return a field of bytes as protobuf stores it."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
 def integers_for_names() -> bytes:
     return message(7, message(1, b"\x08\x14" * 500_000))  # field 1 of a node is a text
 
@@ -84,14 +72,6 @@ def test_onnx_file_of_one_megabyte_needs_bounded_memory(
     assert printed.startswith(expected) and bool(printed) == bool(expected)
 
 
-def gguf(tensors: int, pairs: int, body: bytes) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + body
-
-
-def key(name: bytes) -> bytes:
-    return struct.pack("<Q", len(name)) + name
-
-
 NESTED = gguf(0, 1, key(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 80_000 + struct.pack("<IQ", 4, 0))
 DIMENSIONS = gguf(1, 0, key(b"t") + struct.pack("<I", 120_000) + struct.pack("<Q", 2**64 - 1) * 120_000)
 HUGE = gguf(1, 0, key(b"t") + struct.pack("<IQQQQIQ", 4, *[2**64 - 1] * 4, 0, 0))
@@ -103,7 +83,9 @@ HUGE = gguf(1, 0, key(b"t") + struct.pack("<IQQQQIQ", 4, *[2**64 - 1] * 4, 0, 0)
         (NESTED, "Not a valid GGUF file: its header cannot be read (arrays nested more than 8 deep)"),
         (DIMENSIONS, "Not a valid GGUF file: its header cannot be read (the tensor 't' has 120000 dimensions"),
         (HUGE, "The GGUF file is truncated: it has"),
-        (gguf(2**64 - 1, 2**64 - 1, b""), "The GGUF file is truncated"),
+        (gguf(2**64 - 1, 2**64 - 1, b""), "model.gguf has 18,446,744,073,709,551,615 tensors."),
+        (gguf(0, 2**64 - 1, b""), "The header has 18,446,744,073,709,551,615 metadata entries."),
+        (gguf(1000, 1000, b""), "The GGUF file is truncated"),
     ],
 )
 def test_gguf_header_that_asks_for_too_much_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -120,6 +102,52 @@ def test_json_that_python_cannot_read_is_not_valid(tmp_path: Path, content: str)
     imports = "from compress.models.json_file import read_json"
     printed = read_in_child(imports, "read_json(Path(sys.argv[1]))", tmp_path / "config.json")
     assert printed.startswith("config.json is not valid JSON: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, '{"a": ' + "1" * 5000 + "}", '{"a":' * 900 + "1" + "}" * 900],
+    ids=["brackets", "digits", "objects"],
+)
+@pytest.mark.parametrize(
+    ("name", "imports", "call"),
+    [
+        ("report.json", "from compress.report.compare.baseline import load_baseline as read", "read(file)"),
+        ("report.json", "from compress.pipeline.artifact import outputs_of as read", "read(file.parent)"),
+        ("modules.json", "from compress.models.sentence_modules import read_modules as read", "read(file.parent)"),
+        ("config.json", "from compress.formats.executorch.model import read_interface as read", "read(file.parent)"),
+        ("config.json", "from compress.models.model import minified_content as read", "read(file)"),
+        ("rows.json", "from compress.data.files import read_file as read", "read(file, ['text'])"),
+        ("rows.jsonl", "from compress.data.files import read_file as read", "read(file, ['text'])"),
+        ("answers", "from compress.tasks.spans import read_answers as read", "read('{' + file.read_text())"),
+    ],
+)
+def test_every_reader_of_json_refuses_what_python_cannot_read(
+    tmp_path: Path, name: str, imports: str, call: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    printed = read_in_child(f"{imports}\nfile = Path(sys.argv[1])", call, tmp_path / name)
+    assert printed, "an error that names the file"
+
+
+def test_front_matter_of_a_card_takes_bounded_memory(tmp_path: Path) -> None:
+    deep = "[" * 15_000
+    laughs = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 300))])
+    merges = "\n".join(["a0: &a0 {x: y}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 300))])
+    imports = "from compress.pipeline.licence_detection import find_licence"
+    for number, (front, expected) in enumerate(
+        [
+            (f"license: {deep}", "The card's front matter is no YAML"),
+            (f"{laughs}\nlicense: *a299", "not stated"),
+            (f"{merges}\nlicense: mit", "MIT"),
+            ("license: null", "not stated"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "README.md").write_text(f"---\n{front}\n---\n")
+        printed = read_in_child(imports, "print(find_licence(Path(sys.argv[1])).licence)", folder)
+        assert expected in printed, printed
 
 
 @pytest.mark.parametrize("lines", ["k{}: 1\n", "name: {}\n", "- {{nosuch{}: 1}}\n"])

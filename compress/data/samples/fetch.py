@@ -20,6 +20,7 @@ from compress.data.samples.clients import apt_download, npm_download, pip_downlo
 from compress.data.samples.sample import Manager, Package, Sample, find_sample
 from compress.utils.environment import user_cache
 from compress.utils.errors import MissingExtraError, SampleError, StorageError
+from compress.utils.isolation import network_hint, network_is_blocked
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import digest_file, is_plain, locked, unsafe_member_reason
 
@@ -82,6 +83,8 @@ def fetch(
     home = root / entry_name(sample)
     if not damage(home, contents=verify):
         return home / "files"
+    if network_is_blocked():
+        raise SampleError(f"The sample {sample.name!r} must be fetched.", where=sample.name, hint=network_hint())
     try:
         root.mkdir(parents=True, exist_ok=True)
         waiting = "waiting for another process that downloads the same sample"

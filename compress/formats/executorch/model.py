@@ -14,6 +14,7 @@ from compress.formats.model_file import FileModel
 from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
 from compress.utils.errors import MissingExtraError, ModelError, incomplete_artifact_error, unreadable_file_error
+from compress.utils.read_limits import parse_json
 
 PTE_FILE = "model.pte"
 """File name that optimum-executorch expects."""
@@ -66,7 +67,7 @@ def read_interface(folder: Path) -> ProgramInterface:
             f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it"
         )
     try:
-        entry = json.loads(config.read_bytes())[INTERFACE]
+        entry = parse_json(config.read_bytes())[INTERFACE]
         inputs = {str(name): tuple(axes) for name, axes in entry["inputs"].items()}
         return ProgramInterface(inputs, tuple(entry["outputs"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

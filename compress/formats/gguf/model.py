@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from compress.models.model import link_or_copy, only_file
 from compress.models.stored_tensor import StoredTensor, stored
 from compress.utils.errors import ModelError
+from compress.utils.read_limits import LIMITS, refuse_above
 
 # Recipes load this module, and `compress recipes` must not wait for NumPy.
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-_MAX_ARRAY_DEPTH = 8
 _PLAIN = {
     "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
 }  # fmt: skip
@@ -79,7 +79,7 @@ def read_gguf(path: Path) -> GgufHeader:
             raise _broken(path, "it does not begin with the letters GGUF")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                header = _Cursor(data, 4).header(path)
+                header = _Cursor(path, data, 4).header()
             except (struct.error, IndexError) as error:
                 raise _truncated(path, f"{len(data)} bytes, less than its header") from error
             except (UnicodeDecodeError, KeyError, OverflowError, ValueError) as error:
@@ -98,14 +98,19 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 
 @dataclass
 class _Cursor:
+    path: Path
     data: mmap.mmap
     position: int
+    entries: int = 0
 
-    def header(self, path: Path) -> GgufHeader:
+    def header(self) -> GgufHeader:
+        path = self.path
         version = self.scalar("I")
         if version not in (2, 3):
             raise _broken(path, f"its version is {version}; little-endian versions 2 and 3 are known")
         count, pairs = self.scalar("Q"), self.scalar("Q")
+        refuse_above(LIMITS.tensors, count, path.name, "tensors", path)
+        self.count_entries(pairs)
         metadata = {self.string(): self.value(self.scalar("I")) for _ in range(pairs)}
         entries = [self.entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
@@ -132,16 +137,21 @@ class _Cursor:
             return self.string()
         if kind != _ARRAY:
             return self.scalar(_SCALARS[kind])
-        if depth == _MAX_ARRAY_DEPTH:
-            raise ValueError(f"arrays nested more than {_MAX_ARRAY_DEPTH} deep")
+        if depth == LIMITS.array_depth:
+            raise ValueError(f"arrays nested more than {LIMITS.array_depth} deep")
         # Skip the entries of an array, of which only the length is returned.
         kind, length = self.scalar("I"), int(self.scalar("Q"))
         if kind in _SCALARS:
             self.position += length * struct.calcsize("<" + _SCALARS[kind])
         else:
+            self.count_entries(length)
             for _ in range(length):
                 self.value(kind, depth + 1)
         return length
+
+    def count_entries(self, number: int) -> None:
+        self.entries += number
+        refuse_above(LIMITS.metadata_entries, self.entries, "The header", "metadata entries", self.path)
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.string(), self.scalar("I")

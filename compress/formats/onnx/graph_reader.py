@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.utils.errors import ModelError
+from compress.utils.read_limits import LIMITS, refuse_above
 
 _DTYPES_FROM_1 = (
     *("float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16", "float64"),
@@ -74,7 +75,7 @@ def read_graph(path: Path) -> OnnxGraph:
     graph = OnnxGraph()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            has_graph = _Wire(data, graph).model(len(data))
+            has_graph = _Wire(path, data, graph).model(len(data))
         except EOFError as error:
             raise _broken(path, "it ends in the middle, or is another kind of file") from error
         except (KeyError, ValueError, RecursionError) as error:
@@ -88,8 +89,11 @@ def read_graph(path: Path) -> OnnxGraph:
 class _Wire:
     """Parser of one file. Its methods take the byte range of a message and add to ``graph``."""
 
+    path: Path
     data: mmap.mmap
     graph: OnnxGraph
+    count: int = 0
+    tensors: int = 0
 
     def varint(self, position: int, stop: int) -> tuple[int, int]:
         """Return the integer at ``position`` and the position after it."""
@@ -115,6 +119,8 @@ class _Wire:
     def fields(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield (field number, value, -1) for integers and (field number, start, stop) for everything else."""
         while position < stop:
+            self.count += 1
+            refuse_above(LIMITS.graph_fields, self.count, self.path.name, "fields", self.path)
             key, position = self.varint(position, stop)
             number, wire = key >> 3, key & 7
             if wire == 0:
@@ -182,6 +188,7 @@ class _Wire:
         for begin, end in attributes:
             self.attribute(node, begin, end)
         self.graph.nodes.append(node)
+        refuse_above(LIMITS.graph_nodes, len(self.graph.nodes), self.path.name, "nodes", self.path)
 
     def attribute(self, node: GraphNode, start: int, stop: int) -> None:
         """Read an AttributeProto into ``node``; tensors and subgraphs in it are added to the graph."""
@@ -216,13 +223,17 @@ class _Wire:
                 tensor.bytes += max(1, (begin.bit_length() + 6) // 7) if end < 0 else end - begin
             elif number == 13 and end >= 0:
                 tensor.external.update([self.pair(begin, end)])
+        refuse_above(LIMITS.dimensions, len(shape), f"The tensor {tensor.name!r}", "dimensions", self.path)
+        self.tensors += 1
+        refuse_above(LIMITS.tensors, self.tensors, self.path.name, "tensors", self.path)
         tensor.shape = tuple(shape)
         return tensor
 
     def packed(self, start: int, stop: int) -> list[int]:
         """Read a packed list of integers."""
-        values = []
-        while start < stop:
+        values: list[int] = []
+        # One dimension too many is enough to refuse the tensor.
+        while start < stop and len(values) <= LIMITS.dimensions:
             value, start = self.varint(start, stop)
             values.append(value)
         return values

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import stat
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from compress.plugins.apps.manifest import MANIFEST, MAX_BYTES, SIGNATURE
+from compress.plugins.apps.manifest import MANIFEST, SIGNATURE
 from compress.utils.errors import BundleError, StorageError
+from compress.utils.read_limits import LIMITS, parse_json, refuse_above, refuse_expansion
 from compress.utils.storage import is_plain, unsafe_member_reason
 
 _MARK = b"compress bundle, sha256 of all before this digest: "
@@ -125,13 +125,8 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
         if any(parent.as_posix().casefold() in lowercase_names for parent in PurePosixPath(name).parents):
             raise _refused(archive, name, "lies below another file")
     total = sum(entry.file_size for entry in entries.values())
-    # Stated sizes reveal a zip bomb before anything is unpacked: weights hardly compress. 100 MB do no harm.
-    if total > max(100_000_000, 100 * archive.stat().st_size):
-        raise BundleError(
-            f"The zip of {archive.stat().st_size} bytes would unpack to {total}.",
-            where=str(archive),
-            expected="at most 100 times its own size",
-        )
+    # Stated sizes reveal a zip bomb before anything is unpacked: weights hardly compress.
+    refuse_expansion(total, archive.stat().st_size, "The zip", archive)
     return entries
 
 
@@ -153,13 +148,12 @@ def _promised(archive: Path, opened: zipfile.ZipFile, entries: dict[str, zipfile
             f"The zip has no {MANIFEST}.", where=str(archive), expected="one that `compress bundle` wrote"
         )
     size = entries[MANIFEST].file_size
-    if size > MAX_BYTES:
-        raise _refused(archive, MANIFEST, f"has {size} bytes")
+    refuse_above(LIMITS.manifest_bytes, size, f"The {MANIFEST}", "bytes", archive)
     with opened.open(entries[MANIFEST]) as source:
         content = source.read(size + 1)
     try:
-        listed = {str(name): int(record["size_bytes"]) for name, record in json.loads(content)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        listed = {str(name): int(record["size_bytes"]) for name, record in parse_json(content)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"The {MANIFEST} lists no files: {error}", where=str(archive)) from None
     # The manifest does not list itself or its signature, which is created afterwards.
     listed[MANIFEST] = size

@@ -16,6 +16,7 @@ from compress.formats.runtime import Batch
 from compress.plugins.apps.app_type import Case, Inputs, first_difference, sampled
 from compress.plugins.apps.preprocess import Channels, Crop, PrepareImage, Resize
 from compress.utils.errors import BundleError, DataError, InputError, ModelError
+from compress.utils.read_limits import LIMITS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,7 +94,6 @@ _TOLERANCE = 1e-4
 
 Pillow resamples in integers, so that only the last bit of a float differs.
 """
-_MOST_PIXELS = 1 << 26
 
 
 class ImageCase(Case):
@@ -230,10 +230,10 @@ class ImageInputs(Inputs):
                 other = int(edge * long / short)
                 width, height = (edge, other) if image.width <= image.height else (other, edge)
             # A very narrow image would become huge if its shorter side is enlarged.
-            if width * height > _MOST_PIXELS:
+            if width * height > LIMITS.pixels:
                 raise BundleError(
                     f"A picture of {image.width} x {image.height} would be resized to {width} x {height}.",
-                    expected=f"at most {_MOST_PIXELS} pixels",
+                    expected=f"at most {LIMITS.pixels} pixels",
                 )
             image = image.resize((width, height), Image.Resampling[how.filter.upper()])
         # Pillow pads with zeros where the crop exceeds the image.

@@ -17,6 +17,7 @@ from compress.plugins.provenance.signature import SignedFile
 from compress.tasks.registry import TASKS
 from compress.utils.errors import BundleError
 from compress.utils.pydantic_models import FrozenAliased
+from compress.utils.read_limits import LIMITS, parse_json, refuse_above
 from compress.utils.storage import FileRecord
 
 SCHEMA = 1
@@ -26,8 +27,6 @@ SIGNATURE = SIGNED.signature
 SELFTEST = "selftest.json"
 CARD = "README.md"
 MODEL_FOLDER = "model"
-MAX_BYTES = 16_000_000
-"""Largest manifest that is read."""
 
 
 class ManifestRuntime(FrozenAliased):
@@ -131,13 +130,11 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(
             f"There is no {MANIFEST}.", where=str(path.parent), expected="a folder or zip that `compress bundle` wrote"
         )
-    if path.stat().st_size > MAX_BYTES:
-        raise BundleError(f"The {MANIFEST} has {path.stat().st_size} bytes.", where=str(path), expected="far fewer")
+    refuse_above(LIMITS.manifest_bytes, path.stat().st_size, f"The {MANIFEST}", "bytes", path)
     content = path.read_bytes()
     try:
-        fields: Any = json.loads(content)
-    # Deeply nested JSON exceeds the recursion limit of the parser.
-    except (ValueError, RecursionError) as error:
+        fields: Any = parse_json(content)
+    except ValueError as error:
         raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=str(path)) from None
     schema = fields.get("schema") if isinstance(fields, dict) else None
     if schema != SCHEMA:

@@ -21,6 +21,7 @@ from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.text import PairCase, TextCase
 from compress.utils.errors import BundleError, InputError, ModelError, StageError
 from compress.utils.pydantic_models import FrozenAliased
+from compress.utils.read_limits import parse_json
 
 SCHEMA = 1
 
@@ -110,8 +111,8 @@ def read_selftest(folder: Path, kind: AppType, listed: Collection[str]) -> SelfT
     """
     path = folder / SELFTEST
     try:
-        test = SelfTest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, ValidationError) as error:
+        test = SelfTest.model_validate(parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
         raise BundleError(

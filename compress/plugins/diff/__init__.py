@@ -13,6 +13,7 @@ SPEC = PluginSpec(
             "Show what differs between two models: files and recipe, every tensor, answers; and what to look at first.",
             "compress diff quickstart other-run --format html > diff.html",
             "Compare",
+            isolation="run",
         ),
     },
 )

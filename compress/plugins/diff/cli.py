@@ -49,6 +49,7 @@ def diff(
     from compress.plugins.diff.models import DiffRequest, compare_models, read_limits
     from compress.plugins.diff.views import console_diff, html_diff
     from compress.report.progress import ConsoleProgress
+    from compress.utils.isolation import isolation_record
     from compress.utils.progress import SilentProgress
 
     limits = read_limits(at_most or ())
@@ -58,6 +59,7 @@ def diff(
     if depth == "answers":
         quiet_libraries()
     result = compare_models(*sides, DiffRequest(depth, data, recipe, limits), progress)
+    result = result.model_copy(update={"isolation": isolation_record()})
     if view == "json":
         show(result.model_dump_json(indent=2, by_alias=True))
     else:

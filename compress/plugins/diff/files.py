@@ -12,6 +12,7 @@ from compress.plugins.diff.record import FieldChange
 from compress.recipe.loading import read_recipe
 from compress.results.report import Report
 from compress.utils.errors import CompressError
+from compress.utils.read_limits import parse_json
 from compress.utils.storage import digest_file
 
 TOKENIZER = "tokenizer.json"
@@ -51,7 +52,7 @@ def compare_folders(before: Path, after: Path) -> Iterator[FieldChange]:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {"": "no JSON"}
 

@@ -155,3 +155,4 @@ class Diff(FrozenAliased):
     activations: Activations | None = None
     limits: tuple[LimitFound, ...] = ()
     not_compared: tuple[str, ...] = Field((), description="parts that could not be compared, with reasons")
+    isolation: dict[str, int | bool | None] = Field({}, description="limits of the process that opened the models")

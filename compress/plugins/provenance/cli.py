@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from compress.cli.verify import Verified, Verifier
+from compress.utils.terminal import printable
 
 Run = Annotated[Path, typer.Argument(help="A run's folder, or a recipe's name.")]
 
@@ -41,9 +42,7 @@ def write_run_provenance(
         typer.echo(json.dumps(content, indent=1))
         return
     typer.echo(f"{folder}: {', '.join(names)}")
-    typer.echo(f"licence of the model: {view.licence}")
-    for remark in view.licence_remarks:
-        typer.echo(remark)
+    typer.echo(printable("\n".join([f"licence of the model: {view.licence}", *view.licence_remarks])))
 
 
 def _has_statement(path: Path) -> bool:
@@ -89,13 +88,14 @@ def push_to_hub(
         typer.echo(json.dumps({**content, "commit": address}, indent=1))
         return
     for name, size in sizes.items():
-        typer.echo(f"{format_bytes(size):>10}  {name}")
+        typer.echo(printable(f"{format_bytes(size):>10}  {name}"))
     total = f"{len(sizes)} files, {format_bytes(upload.size_bytes)}"
     kind = "private" if upload.private else "public"
     for remark in upload.remarks:
-        typer.echo(remark)
+        typer.echo(printable(remark))
     if address is not None:
         typer.echo(f"sent {total}: {address}")
         return
-    typer.echo(f"\n{upload.files[CARD].read_text(encoding='utf-8')}")
+    # The card contains texts of the model and of its data.
+    typer.echo(printable(f"\n{upload.files[CARD].read_text(encoding='utf-8')}"))
     typer.echo(f"nothing was sent; --push sends {total} to {repository}, which is {kind} if it is new")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import FrozenAliased
+from compress.utils.read_limits import parse_json
 from compress.utils.storage import FileRecord, digest_file, digest_of_files, unsafe_member_reason
 
 SCHEMA = 1
@@ -79,7 +79,7 @@ def add_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Re
     if bundle is not None:
         # The files of a bundle by their path in the version.
         try:
-            manifest = json.loads((bundle / _MANIFEST).read_text(encoding="utf-8"))
+            manifest = parse_json((bundle / _MANIFEST).read_text(encoding="utf-8"))
             report_digest = manifest["provenance"]["report_sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(

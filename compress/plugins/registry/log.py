@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from compress import DISTRIBUTION
 from compress.plugins.registry.state import ENTRY, VERSION, Began, Entry, State
 from compress.utils.errors import InputError
+from compress.utils.read_limits import parse_json
 from compress.utils.storage import AppendOnlyFile, storage_errors
 
 LOG = "log"
@@ -94,8 +94,8 @@ class LogReader:
 def _version(body: bytes) -> int:
     """Return the version that the first line of a log states, or 0 if it states none."""
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
+        content = parse_json(body)
+    except ValueError:
         return 0
     version = content.get("version") if isinstance(content, dict) else None
     return version if isinstance(version, int) else 0

@@ -31,6 +31,7 @@ from compress.results.report import (
 )
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import Frozen
+from compress.utils.read_limits import parse_json
 
 SCHEMA = 1
 KIND = "compress baseline"
@@ -85,8 +86,8 @@ def load_baseline(path: Path) -> Report:
     source = path / REPORT if path.is_dir() else path
     text = read_text(source)
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        content = parse_json(text)
+    except ValueError:
         content = None
     if not isinstance(content, dict) or not {"kind", "report"} <= content.keys():
         return parse_report(text, str(source))

@@ -27,7 +27,7 @@ def compress(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
-            main()
+            main(isolated=False)
         return Done(int(end.value.code or 0), *capfd.readouterr())
 
     return call

@@ -284,3 +284,12 @@ def test_hub_model_card_is_requested_once(hub: Hub, tmp_path: Path, monkeypatch:
     # `compress check`, which makes no requests, uses the cached licence from now on.
     hub.calls.clear()
     assert (find_licences(recipe, tmp_path)[0], hub.calls) == (fetched, [])
+
+
+def test_card_shows_no_control_characters(hub: Hub, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "home")
+    write_provenance(read_run(run), run, None)
+    with (run / "README.md").open("a") as card:
+        card.write("a\x1b]0;title\x07b\x9b1A")
+    shown = command(run, "me/toy").stdout
+    assert "a\\x1b]0;title\\x07b\\x9b1A" in shown and not {"\x07", "\x9b", "\x1b"} & set(shown)

@@ -16,8 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SECOND_VERSIONS = ("transformers==5.25.0",)
-"""Versions beside those of constraints.txt: the newest, or the oldest that pyproject.toml permits. ONNX Runtime has none:
-constraints.txt has the newest, and with 1.31.1 `tests/formats/onnx/int8/test_int8_dynamic.py` fails."""
+"""Versions beside those of constraints.txt: the newest, or the oldest that pyproject.toml permits.
+
+ONNX Runtime has none: constraints.txt has the newest, and with 1.31.1 `tests/formats/onnx/int8/test_int8_dynamic.py`
+fails.
+"""
 TESTS = ("tests/pipeline/test_run.py", "tests/models", "tests/evaluation")
 
 

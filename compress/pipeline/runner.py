@@ -239,7 +239,7 @@ class StageRunner:
                     raise disk_full(content) from error
                 raise StageError(
                     f"Stage {label!r} failed: {type(error).__name__}: {first_line(error)}",
-                    hint="see the run's log; finished stages are kept, so the next run resumes here",
+                    hint="see run.log in the run's folder; finished stages are kept, so the next run resumes here",
                 ) from error
         return {
             "name": label,

@@ -182,6 +182,12 @@ def macro_f1_contributions(predicted: np.ndarray, labels: np.ndarray) -> np.ndar
     return np.asarray(scores.mean() + len(labels) / len(classes) * deviations)
 
 
+def _clipped(row: Measurement) -> Measurement:
+    """Return a share whose interval is within 0 and 1, which linearization may leave."""
+    assert row.low is not None and row.high is not None
+    return row.model_copy(update={"low": max(row.low, 0.0), "high": min(row.high, 1.0)})
+
+
 class Classification(Task):
     """Assignment of one class per example, by logits [batch, classes]."""
 
@@ -232,7 +238,7 @@ class Classification(Task):
         count = len(labels)
         return [
             outcome_row("accuracy", predicted == labels, model, target),
-            mean_row("f1", macro_f1_contributions(predicted, labels), model, target),
+            _clipped(mean_row("f1", macro_f1_contributions(predicted, labels), model, target)),
             interval_row("calibration_error", error, count, model, target),
             interval_row("brier_score", brier, count, model, target, unit=""),
         ]

@@ -59,7 +59,7 @@ def bundle(
         typer.echo(result.manifest.sealed().decode(), nl=False)
         return
     size = sum(record.size_bytes for record in result.manifest.files.values())
-    typer.echo(f"{result.folder}: {len(result.manifest.files)} files, {size / 1e6:.2f} MB")
+    typer.echo(f"{result.folder}: {len(result.manifest.files)} files and their manifest, {size / 1e6:.2f} MB")
     typer.echo(f"{result.archive}: {result.archive.stat().st_size / 1e6:.2f} MB")
     if profile.version is not None:
         typer.echo(f"look at it: python3 -m http.server --directory {result.folder}")

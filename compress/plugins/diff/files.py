@@ -120,8 +120,8 @@ def compare_recipes(before: Path | None, after: Path | None) -> tuple[list[Field
     except CompressError as error:
         return [], [f"recipes: {error.what}"]
     for side in sides:
-        # Numbered names keep two stages of one kind apart.
-        side["stages"] = {f"{index}. {stage['kind']}": stage for index, stage in enumerate(side["stages"], start=1)}
+        # Numbers as in messages about a recipe keep two stages of one kind apart.
+        side["stages"] = {f"{index}.{stage['kind']}": stage for index, stage in enumerate(side["stages"])}
     return list(field_changes(RECIPE, *map(flatten_fields, sides))), []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from compress.pipeline.licences import carried, find_licences, remarks_on
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
+from compress.report.rows import approximate_mark
 from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped_files
 from compress.results.metrics import card_metrics
 from compress.results.report import FINAL, LicenceRecord, Measurement, Report, load_report
@@ -69,9 +70,10 @@ class RunView:
 
 
 def card_rows(report: Report) -> list[Measurement]:
-    """Return the measurements of the final model that a model card shows."""
+    """Return the measurements of the final model that a model card shows, without times of a machine too noisy."""
     shown = card_metrics()
-    return [row for row in report.measurements if row.model == FINAL and row.metric in shown]
+    rows = [row for row in report.measurements if row.model == FINAL and row.metric in shown]
+    return [row for row in rows if not approximate_mark(report, row)]
 
 
 def read_run(run: Path) -> RunView:

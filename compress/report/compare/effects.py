@@ -93,6 +93,10 @@ def paired_change(pair: MeasurementPair, confidence: float, seed: int = 0) -> Me
     """
     baseline, candidate = _outcomes(pair.before), _outcomes(pair.after)
     n = len(baseline)
+    if baseline == candidate:
+        return make_change(
+            pair, IntervalEstimate(0.0, 0.0, 0.0), None, n, f"paired on {n:,} examples, all outcomes equal"
+        )
     # Outcomes of 0 and 1 have an exact treatment, other values are resampled.
     if {*baseline, *candidate} <= {0.0, 1.0}:
         only_before, only_after = discordant(baseline, candidate)

@@ -124,7 +124,8 @@ def limit_verdict_text(judgement: Judgement) -> str:
 
 def limit_line(limit: JudgedLimit) -> str:
     """Return `limit accuracy on cpu ≥ 98.5% of baseline: kept, 99.20% of baseline (86.10%)`."""
-    return f"limit {limit.metric} on {limit.target} {limit.limit}: {LIMIT_VERDICTS[limit.verdict]}, {limit.result}"
+    verdict = f"{LIMIT_VERDICTS[limit.verdict]}, {limit.result}".replace(" of baseline", " of its own baseline")
+    return f"limit {limit.metric} on {limit.target} {limit.limit}: {verdict}"
 
 
 def change_sentence(change: MetricChange) -> str:
@@ -149,7 +150,8 @@ def judgement_text(judgement: Judgement) -> str:
     """Return the reason of a judgement, in one line."""
     if judgement.limit:
         verdict = LIMIT_VERDICTS[judgement.limit]
-        return f"limit {judgement.metric} on {judgement.target} {judgement.margin}: {verdict}, {judgement.reason}"
+        reason = judgement.reason.replace(" of baseline", " of its own baseline")
+        return f"limit {judgement.metric} on {judgement.target} {judgement.margin}: {verdict}, {reason}"
     if judgement.change is None:
         return f"{judged_name(judgement)} on {judgement.target}: {judgement.reason}"
     slice_phrase = f" in {judgement.slice}" if judgement.slice else ""

@@ -342,7 +342,10 @@ class _Ways:
         """Yield notes on the comparison of two runs."""
         baseline, candidate = self.sides.baseline, self.sides.candidate
         if baseline.recipe != candidate.recipe:
-            yield f"from different recipes: {baseline.recipe} and {candidate.recipe}"
+            yield (
+                f"from different recipes: {baseline.recipe} and {candidate.recipe}; `compress diff` shows the fields "
+                "that differ"
+            )
         if not self.sides.same_rows():
             yield "evaluated on different test data: examples cannot be paired"
         elif baseline.data is None or candidate.data is None:

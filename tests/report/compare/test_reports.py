@@ -221,7 +221,7 @@ def test_agreement_of_different_recipes_is_not_compared() -> None:
     assert [change.metric for change in same.changes] == ["agreement", "size_bytes"]
     other = compare_reports(report(*rows), report(*rows, recipe="another"))
     assert [change.metric for change in other.changes] == ["size_bytes"]
-    assert "from different recipes: made-up and another" in other.notes
+    assert "from different recipes: made-up and another; `compress diff` shows the fields that differ" in other.notes
 
 
 def test_two_models_of_one_run_share_a_session() -> None:
@@ -263,3 +263,15 @@ def test_slices_are_compared_with_their_own_margin() -> None:
     assert (worst.name, worst.change.effect, worst.change.margin) == ("first", -0.05, pytest.approx(0.03))
     assert [flip.row for flip in comparison.flips] == list(range(50))
     assert all(flip.now == "wrong" for flip in comparison.flips)
+
+
+def test_equal_outcomes_on_every_row_are_the_same(report: Report) -> None:
+    def with_outcomes(*outcomes: float) -> Report:
+        value = sum(outcomes) / len(outcomes)
+        row = Measurement(model="final", metric="accuracy", target="cpu", value=value, unit="ratio", low=0.1, high=0.9,
+                          n=len(outcomes), raw=outcomes)  # fmt: skip
+        return report.model_copy(update={"measurements": (row,), "started": str(value)})
+
+    (same,) = compare_reports(with_outcomes(1.0, 0.0, 1.0), with_outcomes(1.0, 0.0, 1.0)).changes
+    (other,) = compare_reports(with_outcomes(1.0, 0.0, 1.0), with_outcomes(1.0, 1.0, 0.0)).changes
+    assert (same.verdict, same.n, other.verdict) == ("same", 3, "can't tell")

@@ -266,12 +266,12 @@ def test_slices_are_compared_with_their_own_margin() -> None:
 
 
 def test_equal_outcomes_on_every_row_are_the_same(report: Report) -> None:
-    def with_outcomes(*outcomes: float) -> Report:
+    def with_outcomes(started: str, *outcomes: float) -> Report:
         value = sum(outcomes) / len(outcomes)
         row = Measurement(model="final", metric="accuracy", target="cpu", value=value, unit="ratio", low=0.1, high=0.9,
                           n=len(outcomes), raw=outcomes)  # fmt: skip
-        return report.model_copy(update={"measurements": (row,), "started": str(value)})
+        return report.model_copy(update={"measurements": (row,), "started": started})
 
-    (same,) = compare_reports(with_outcomes(1.0, 0.0, 1.0), with_outcomes(1.0, 0.0, 1.0)).changes
-    (other,) = compare_reports(with_outcomes(1.0, 0.0, 1.0), with_outcomes(1.0, 1.0, 0.0)).changes
+    (same,) = compare_reports(with_outcomes("a", 1.0, 0.0, 1.0), with_outcomes("b", 1.0, 0.0, 1.0)).changes
+    (other,) = compare_reports(with_outcomes("a", 1.0, 0.0, 1.0), with_outcomes("b", 1.0, 1.0, 0.0)).changes
     assert (same.verdict, same.n, other.verdict) == ("same", 3, "can't tell")

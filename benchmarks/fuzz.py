@@ -13,13 +13,16 @@ than 20 s or 2 GB, or accepts what the packages gguf, onnx and safetensors read 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import mmap
 import os
+import pickle
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,6 +117,7 @@ class Run:
         report_failure(failures, self.target, seed, index, reason, None, self._case(seed, index, failures))
         # The counts of the dead worker go on.
         state = self.state
+        state.started = 0.0
         state.failures += 1
         self.shared[: 8 * len(vars(state))] = _packed(state)
         self.start(seed, index + 1, failures)
@@ -136,6 +140,29 @@ class Run:
             "peak_mb": round(state.peak_bytes / 1e6, 1), "longest_seconds": round(state.longest, 2),
             "fallbacks": state.fallbacks,
         }  # fmt: skip
+
+
+def build_seeds(targets: Sequence[Target], folder: Path) -> list[Seeds]:
+    """Return the seeds of each kind. A process of its own builds them: its threads would be missing in the workers."""
+    # What all workers import.
+    for name in ("torch", "transformers", "onnx", "pyarrow.parquet", "gguf", "safetensors.torch", "peft", "PIL.Image"):
+        importlib.import_module(name)
+    file = folder / "seeds.pickle"
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            file.write_bytes(pickle.dumps([load_seeds(target) for target in targets]))
+            code = 0
+        except BaseException:  # noqa: BLE001, the parent ends too
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("The seeds could not be built.")
+    seeds: list[Seeds] = pickle.loads(file.read_bytes())
+    file.unlink()
+    return seeds
 
 
 def _packed(state: State) -> bytes:
@@ -207,7 +234,8 @@ def main() -> None:
     failures.mkdir(parents=True, exist_ok=True)
     (failures / "failures.jsonl").unlink(missing_ok=True)
     seconds = options.minutes * 60 / len(targets) * min(options.jobs, len(targets))
-    runs = [Run(target, load_seeds(target), seconds, options.mutations) for target in targets]
+    seeds = build_seeds(targets, failures)
+    runs = [Run(target, files, seconds, options.mutations) for target, files in zip(targets, seeds, strict=True)]
     run_all(runs, options.seed, options.jobs, failures)
     rows = [run.row() for run in runs]
     total = {key: sum(row[key] for row in rows) for key in ("mutations", "accepted", "rejected", "failures")}

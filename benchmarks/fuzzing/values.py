@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ class Raw:
 
 _AGAIN = "\0again:"
 """Prefix of a key that is written a second time."""
+_RAW = re.compile(r'"\\u0000raw(\d+)\\u0000"')
 RAWS = (
     *("1" * 5000, "-" + "9" * 400, "1e999999", "1.", "+1", "01", "0x1", "NaN", "-Infinity", "'a'", "undefined", ""),
     *('"\\ud800"', '"\\udfff\\ud800"', '"\\u0000"', '"\\x41"', '"\n"', '"\t"', "/* */ 1", "[1,]", "{,}"),
@@ -193,8 +195,9 @@ def dump_json(value: Any, ascii_only: bool = True) -> bytes:
     text = json.dumps(value, default=token, ensure_ascii=ascii_only)
     if "\\u0000" in text:
         text = text.replace('"\\u0000again:', '"')
-        for index, raw in enumerate(raws):
-            text = text.replace(f'"\\u0000raw{index}\\u0000"', raw)
+        # A long text that a list repeats would fill the memory of the fuzzer itself.
+        short = sum(map(len, raws)) > 1_000_000
+        text = _RAW.sub(lambda match: raws[int(match[1])][: 20 if short else None], text)
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -320,8 +323,6 @@ def mutate_template(chance: random.Random, content: bytes, others: Sequence[byte
 
 def mutate_xml(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
     """Mutate attributes and tags of an XML document."""
-    import re
-
     if chance.randrange(3) == 0:
         tokens = ("<", ">", "&amp;", "&x;", "<!DOCTYPE x>", "<![CDATA[", "<layer>", "</layer>", "<data/>", "\0", "&#0;", "]]>")
         more = ("<a>" * 3000, "<a>" * 100_000, '<?xml encoding="utf-16"?>', "<!ENTITY x 'y'>", "\ufeff", "<!--")

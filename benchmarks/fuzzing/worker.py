@@ -88,7 +88,7 @@ def mutated(target: Target, seeds: Sequence[Mapping[str, bytes]], seed: int, ind
     others = [files[name] for files in seeds if name in files and files[name] != content]
     try:
         return number, name, mutator(chance, content, others), False
-    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError, struct.error):
+    except Exception:  # noqa: BLE001, the results count it
         return number, name, mutate_bytes(chance, content, others), True
 
 
@@ -194,6 +194,8 @@ def work(
     """Read mutations in this process until ``indices`` end; write counts and failures."""
     warnings.simplefilter("ignore")
     state = read_state(shared)
+    state.started = time.time()
+    shared[: _STATE.size] = _STATE.pack(*vars(state).values())
     with tempfile.TemporaryDirectory(dir=scratch_root(), prefix="fuzz-") as name:
         sandboxes = prepare(target, seeds, Path(name))
         used = _memory("VmSize")

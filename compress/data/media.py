@@ -173,7 +173,10 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
         raise _broken(value, "has more than 16 bits per value, so that its white level is unknown")
     if upright.mode == mode and "transparency" not in upright.info:
         return upright
-    return _converted(upright, mode, conversions)
+    try:
+        return _converted(upright, mode, conversions)
+    except (OSError, ValueError) as error:  # a palette that is too short
+        raise _broken(value, f"is broken ({error})") from error
 
 
 def broken_images(tables: Sequence[pa.Table], columns: Sequence[str], progress: Progress) -> list[DataError]:
@@ -208,6 +211,8 @@ def picture_size(value: Media) -> tuple[int, int]:
             return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _LYING else (width, height)
     except UnidentifiedImageError as error:
         raise _broken(value, "is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise _broken(value, f"is too large to be an example ({error})") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise _broken(value, f"is broken ({error})") from error
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.utils.errors import ModelError
+from compress.utils.errors import ModelError, first_line
 
 MAX_BYTES = 100_000_000
 
@@ -32,6 +34,30 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
     return value
+
+
+@contextmanager
+def wrong_fields(path: Path) -> Iterator[None]:
+    """Turn what a field of an unexpected type or value raises into a `ModelError` about its file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} has a field of an unexpected type or value: {first_line(error)}.",
+            where=str(path),
+            expected="fields as the library that writes such files gives them",
+            hint="Fetch or write the file again.",
+        ) from error
+
+
+def labels_of_config(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
+    """Return the class names of a config in the order of their ids, or None. Raises `ModelError` for other types."""
+    with wrong_fields(path):
+        names = config.get("id2label")
+        labels = None if names is None else tuple(names[key] for key in sorted(names, key=int))
+        if labels is not None and not all(isinstance(label, str) for label in labels):
+            raise TypeError("id2label has a name that is no text")
+    return labels
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compress.models.config_checks import load_error_types
 from compress.models.folder_checks import count_not_finite, pickle_error
 from compress.models.json_file import read_json
 from compress.models.safetensors_file import read_header
@@ -55,6 +56,14 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"The adapter is of the type {kind!r}.", where=str(folder / CONFIG), expected="LORA")
+    # peft imports the module of that name.
+    if config.get("megatron_config"):
+        raise ModelError(
+            "The adapter is for Megatron, whose module would be imported.",
+            where=str(folder / CONFIG),
+            expected="an adapter of a model of transformers",
+            hint=f"if the adapter fits such a model too, remove megatron_config from {CONFIG}",
+        )
     if not (folder / WEIGHTS).is_file():
         # Older versions of peft wrote pickles.
         pickles = sorted(folder.glob("adapter_model.bin"))
@@ -82,6 +91,12 @@ def check_fits(folder: Path, module: nn.Module) -> None:
         # A maps inputs to the rank, B maps the rank to outputs.
         size_name, axis = ("in_features", 1) if match["side"] == "A" else ("out_features", 0)
         layer_width = getattr(layers.get(match["module"]), size_name, None)
+        if len(tensor.shape) != 2:
+            raise ModelError(
+                f"The adapter's tensor {tensor.name!r} has {len(tensor.shape)} axes.",
+                where=str(folder / WEIGHTS),
+                expected="a matrix",
+            )
         if layer_width is None:
             raise ModelError(
                 f"The adapter is for a layer {match['module']!r}, which the model does not have.",
@@ -130,7 +145,7 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
             warnings.simplefilter("ignore", FutureWarning)  # its own calls of what transformers will remove
             opened: PeftModel = peft.PeftModel.from_pretrained(module, str(folder))
             loaded = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
-    except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+    except (*load_error_types(), UserWarning, SafetensorError) as error:
         raise ModelError(
             f"peft cannot put the adapter on the model: {first_line(error)}",
             where=str(folder),

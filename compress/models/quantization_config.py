@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COMPRESSED_TENSORS = "compressed-tensors"
+_MAX_REPETITIONS, _MAX_NAME = 6, 500
 LINEAR = "Linear"
 """Target that means all linear layers except those in `ignore`."""
 Scheme = tuple[int, int]
@@ -21,6 +22,8 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
 
     GPTQ's `dynamic` entries override the settings for matching layers. In compressed-tensors, the group that names the
     layer applies, else the group of its class.
+
+    Raises an `AttributeError`, a `TypeError` or a `ValueError` for a config whose fields have other types.
     """
     if quantization.get("quant_method") == COMPRESSED_TENSORS:
         groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
@@ -29,7 +32,7 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
             group
             for group in groups
             for target in group.get("targets") or ()
-            if (re.match(target[3:], module) if target.startswith("re:") else target == module)
+            if (_matches(target[3:], module) if target.startswith("re:") else target == module)
         )
         scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
         weights = scheme.get("weights") or {}
@@ -38,9 +41,22 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     settings = {key: quantization.get(key) for key in ("bits", "group_size", "sym")}
     # GPTQModel's patterns: "-:" excludes layers, "+:" or nothing changes settings.
     for pattern, changes in (quantization.get("dynamic") or {}).items():
-        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
+        if not pattern.startswith("-:") and _matches(pattern.removeprefix("+:"), module):
             return settings | {key: changes[key] for key in settings if key in changes}
     return settings
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Return whether a pattern of a config matches the beginning of a layer's name.
+
+    Raises `ValueError` for a pattern that is invalid, or that may take forever: a repeated group, or many repetitions.
+    """
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPETITIONS:
+        raise ValueError(f"the pattern {pattern!r:.80} repeats a group, or more than {_MAX_REPETITIONS} parts")
+    try:
+        return len(module) <= _MAX_NAME and re.match(pattern, module) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"the pattern {pattern!r:.80} is no regular expression: {error}") from error
 
 
 def compressed_tensors_config(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from compress.utils.errors import ModelError, incomplete_artifact_error
+from compress.utils.errors import ModelError, first_line, incomplete_artifact_error
 from compress.utils.pydantic_models import Frozen
 
 if TYPE_CHECKING:
@@ -84,14 +84,23 @@ class StoredTensor(Frozen):
         return self.decoded(self.data(content))
 
     def decoded(self, data: np.ndarray) -> np.ndarray:
-        """Decode the stored bytes ``data``. Raises `ModelError` for a type that numpy does not have."""
-        if self.decode is not None:
-            array: np.ndarray = self.decode(data)
-            return array
+        """Decode the stored bytes ``data``. Raises `ModelError` for other bytes than those of the shape and the type.
+
+        Types that numpy does not have are refused too.
+        """
         dtype = numpy_dtype(self.dtype)
-        if dtype is None:
+        if dtype is None and self.decode is None:
             raise ModelError(f"The tensor {self.name!r} has the type {self.dtype}, which cannot be read.")
-        return data.view(dtype).reshape(self.shape)
+        try:
+            array: np.ndarray = data.view(dtype).reshape(self.shape) if self.decode is None else self.decode(data)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(
+                f"The values of the tensor {self.name!r} cannot be read: {first_line(error)}.",
+                where=str(self.path),
+                expected=f"{self.dtype} values of the shape {list(self.shape)}",
+                hint="Fetch, copy or write the file again.",
+            ) from error
+        return array
 
 
 def stored(

@@ -148,8 +148,11 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
                 expected=f"the SHA-256 {expected_digest}",
                 hint="download the model again",
             )
-    parameters = statement.predicate.get("buildDefinition", {}).get("externalParameters", {})
-    return VerifiedStatement(len(statement.subject), fingerprint, str(parameters.get("recipe", {}).get("name", "")))
+    name: Any = statement.predicate
+    # The predicate may hold anything.
+    for key in ("buildDefinition", "externalParameters", "recipe", "name"):
+        name = name.get(key) if isinstance(name, dict) else None
+    return VerifiedStatement(len(statement.subject), fingerprint, "" if name is None else str(name))
 
 
 def read_statement(path: Path) -> Statement:

@@ -138,7 +138,7 @@ class Run:
             "kind": self.target.kind, "mutations": done, "accepted": state.accepted, "rejected": state.rejected,
             "failures": state.failures, "per_second": round(done / seconds, 1), "seconds": round(seconds, 1),
             "peak_mb": round(state.peak_bytes / 1e6, 1), "longest_seconds": round(state.longest, 2),
-            "fallbacks": state.fallbacks,
+            "fallbacks": state.fallbacks, "longest_index": state.longest_index,
         }  # fmt: skip
 
 

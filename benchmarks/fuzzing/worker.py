@@ -31,8 +31,8 @@ LIMIT_BYTES = 2 * 2**30
 LIMIT_MESSAGE = 100_000
 """Characters of an error message."""
 SAVED_PER_FAILURE = 3
-_STATE = struct.Struct("<QQQQQdQd")
-"""Index, accepted, rejected, failures, bytes beyond those at the start, start of the case, fallbacks, longest case."""
+_STATE = struct.Struct("<QQQQQdQdQ")
+"""Index, accepted, rejected, failures, bytes beyond those at the start, start of the case, fallbacks, longest case, its index."""
 
 
 class HangError(BaseException):
@@ -51,6 +51,7 @@ class State:
     started: float = 0.0
     fallbacks: int = 0
     longest: float = 0.0
+    longest_index: int = 0
 
 
 def read_state(shared: mmap.mmap) -> State:
@@ -151,6 +152,18 @@ def read_case(target: Target, folder: Path) -> bool:
     return True
 
 
+def timed(target: Target, folder: Path) -> tuple[bool, BaseException | None]:
+    """Return whether a folder was accepted, and what the reader raised that it may not; `HangError` after the limit."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS)
+        try:
+            return read_case(target, folder), None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except (Exception, HangError) as error:  # noqa: BLE001, whatever a reader raises is recorded
+        return False, error
+
+
 def signature(error: BaseException) -> str:
     """Return the type of an exception and the last line of this project that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -210,17 +223,14 @@ def work(
             shared[: _STATE.size] = _STATE.pack(*vars(state).values())
             sandbox = sandboxes[number]
             sandbox.put(target, file, content)
-            signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS)
-            try:
-                accepted = read_case(target, sandbox.folder)
-                state.accepted, state.rejected = state.accepted + accepted, state.rejected + (not accepted)
-            except (Exception, HangError) as error:  # noqa: BLE001, whatever a reader raises is recorded
+            accepted, error = timed(target, sandbox.folder)
+            if error is not None:
                 state.failures += 1
-                signal.setitimer(signal.ITIMER_REAL, 0)
                 report_failure(failures, target, seed, index, signature(error), error, sandbox)
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            state.longest = max(state.longest, time.time() - state.started)
+            else:
+                state.accepted, state.rejected = state.accepted + accepted, state.rejected + (not accepted)
+            if time.time() - state.started > state.longest:
+                state.longest, state.longest_index = time.time() - state.started, index
             sandbox.restore()
             if index % 64 == 0 or state.longest > 1:
                 state.peak_bytes = max(state.peak_bytes, _memory("VmHWM") - at_start)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compress.data.media import Media, content, describe, picture_size, require_pillow
+from compress.data.media import UNREADABLE, Media, content, describe, picture_size, require_pillow
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_objects(value: object) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise TypeError from None
     boxes: object
     categories: object
@@ -109,7 +109,7 @@ def _field(value: Mapping[str, object], names: Sequence[str]) -> object:
 def _box(value: object) -> list[float]:
     try:
         numbers = [float(number) for number in value] if isinstance(value, list | tuple) else []
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise DataError(f"The box {value!r:.60} is not four numbers.", expected=EXPECTED)
@@ -137,7 +137,7 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             mode, ids = image.mode, np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError(f"{where} is not a complete image file: {error}", where=where, expected=expected) from error
     if mode not in _IDS:
         hint = "write each class as its id, not a colour"

@@ -52,7 +52,7 @@ def column_names(path: Path) -> tuple[str, ...]:
         with suppress(csv.Error):  # reported with its line when the rows are read
             names = tuple(next(csv.reader(io.StringIO(head, newline=""), delimiter=find_separator(head, suffix)), ()))
     elif path.is_file() and suffix == ".jsonl":
-        with suppress(ValueError):  # reported with its line when the rows are read
+        with suppress(ValueError, RecursionError):  # reported with its line when the rows are read
             first = json.loads(_read_head(path).lstrip().split("\n", 1)[0])
             names = tuple(field_names(first)) if isinstance(first, dict) else ()
     return names or read(path, set()).names

@@ -244,7 +244,7 @@ def _read_json(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
         return Rows(path.name, (), {})
     try:
         items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"{path.name} is not JSON: {error}.",

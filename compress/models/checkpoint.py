@@ -105,7 +105,7 @@ class Checkpoint:
             return None
         settings = self.layer_settings(module)
         with self._integers_of(module):
-            return self._unpacked(module, settings["bits"], settings["group_size"])
+            return _checked(self._unpacked(module, settings["bits"], settings["group_size"]))
 
     @contextmanager
     def _integers_of(self, module: str) -> Iterator[None]:
@@ -205,11 +205,22 @@ class Checkpoint:
         settings = self.tables[module]
         tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
         with self._integers_of(module):
-            padded = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
+            unpacked = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
+            padded = _checked(unpacked)
         # Rows were padded to a multiple of 32 for packing.
         rows = slice(settings["rows"])
         parts = {name: getattr(padded, name)[rows] for name in ("integers", "scales", "zero_points")}
         return replace(padded, **parts)
+
+
+def _checked(weight: QuantizedWeight) -> QuantizedWeight:
+    """Return a weight. Raises `ValueError` if its scales and zero points are not those of the groups of its rows."""
+    rows, columns = weight.integers.shape
+    groups = (rows, -(-columns // weight.group_size))
+    if tuple(weight.scales.shape) != groups or tuple(weight.zero_points.shape) != groups:
+        found = f"{tuple(weight.scales.shape)} and {tuple(weight.zero_points.shape)}"
+        raise ValueError(f"scales and zero points of {found} for groups of {groups}")
+    return weight
 
 
 @dataclass(frozen=True)

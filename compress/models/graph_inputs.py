@@ -108,7 +108,7 @@ class GraphInputs:
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("a member of the zip is no array")
         # numpy evaluates the header of an array, which may be anything.
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, tokenize.TokenError, NotImplementedError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, tokenize.TokenError, RuntimeError) as error:
             raise DataError(
                 f"The arrays cannot be read: {error}",
                 where=where,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PREPROCESSOR = "preprocessor_config.json"
 _JOINED = "processor_config.json"
 _SIGLIP_LENGTH = 64
+_FILTER_SIZES = ("n_fft", "fft_window_size", "num_mel_bins", "feature_size", "win_length", "frame_length")
+_MAX_FILTER_SIZE = 8192
 
 
 def load_processor(folder: Path) -> Processor:
@@ -46,6 +48,7 @@ def load_processor(folder: Path) -> Processor:
         return image_generation_hook("load_processor")(folder)
     # Without image or audio preprocessing, the model reads text.
     preparation = _preparation(folder)
+    _refuse_large_filters(preparation or {}, folder / PREPROCESSOR)
     if preparation is None:
         tokenizer = load_tokenizer(folder)
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
@@ -75,6 +78,14 @@ def _preparation(folder: Path) -> Mapping[str, Any] | None:
     joined = read_optional_json(folder / _JOINED)
     config: Mapping[str, Any] | None = joined.get("image_processor") or joined.get("feature_extractor")
     return config
+
+
+def _refuse_large_filters(preparation: Mapping[str, Any], path: Path) -> None:
+    """Raise `ModelError` for sizes of a feature extractor whose filters would take gigabytes."""
+    for name in _FILTER_SIZES:
+        size = preparation.get(name)
+        if isinstance(size, int | float) and not 0 <= size <= _MAX_FILTER_SIZE:
+            raise ModelError(f"The {name} is {size!r:.40}.", where=str(path), expected=f"at most {_MAX_FILTER_SIZE:,}")
 
 
 def _reads_both(folder: Path) -> bool:
@@ -120,8 +131,8 @@ def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> 
     try:
         return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
     except Exception as error:
-        # The tokenizers library raises the base class for a file that it cannot read.
-        if type(error) is not Exception and not isinstance(error, load_error_types()):
+        # The tokenizers library raises the base class for a file that it cannot read. A size in a config may be any.
+        if type(error) is not Exception and not isinstance(error, (*load_error_types(), MemoryError)):
             raise
         message = f"The {what} cannot be loaded: {first_line(error)}"
         unexplained = ModelError(message, where=str(folder), expected=expected)

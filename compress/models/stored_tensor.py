@@ -20,6 +20,7 @@ Role = Literal["weight", "quantization", "constant"]
 Content: TypeAlias = bytes
 """Content of a whole file; a tensor's own field `bytes` is a number."""
 INDEX_TYPES = ("int64", "int32", "uint64", "bool")
+_PLAIN_TYPE = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
 _SUB_BYTE = re.compile(r"(u?int|float)[1-7](_|$)")
 """Types of less than 8 bits: `ml_dtypes` uses a byte per value, files pack several values into a byte."""
 
@@ -93,7 +94,7 @@ class StoredTensor(Frozen):
             raise ModelError(f"The tensor {self.name!r} has the type {self.dtype}, which cannot be read.")
         try:
             array: np.ndarray = data.view(dtype).reshape(self.shape) if self.decode is None else self.decode(data)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (NotImplementedError, OverflowError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The values of the tensor {self.name!r} cannot be read: {first_line(error)}.",
                 where=str(self.path),
@@ -154,9 +155,9 @@ def numpy_dtype(name: str) -> np.dtype[Any] | None:
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 
-        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return extended
-    try:
-        return np.dtype(name)
-    except TypeError:
+        extended = getattr(ml_dtypes, name, None)
+        return None if extended is None else np.dtype(extended)
+    # numpy would read other texts as descriptions of records.
+    if not _PLAIN_TYPE.fullmatch(name):
         return None
+    return np.dtype(name)

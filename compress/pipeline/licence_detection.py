@@ -14,7 +14,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from compress.formats.gguf.model import read_gguf
 from compress.sources.resolve import CARD
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, first_line
 
 Duty = Literal["share-alike", "non-commercial", "no-derivatives", "use-restrictions", "no-training"]
 """Duty of a licence. ``no-training``: outputs of the model must not train a model of another family."""
@@ -183,11 +183,11 @@ def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
         return
     try:
         fields = yaml.safe_load(front[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         if not own:
             return
         raise InputError(
-            f"The card's front matter is no YAML: {str(error).splitlines()[0]}.",
+            f"The card's front matter is no YAML: {first_line(error)}.",
             where=str(card),
             expected="`license: apache-2.0` or the like, between lines of `---`",
         ) from None
@@ -197,7 +197,9 @@ def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
     if licence == "other":
         licence = fields.get("license_name")
     licences = licence if isinstance(licence, list) else [licence or ""]
-    yield LicenceStatement(joined(canonical(str(name)) for name in licences), card.name)
+    # Aliases of YAML could make a nested value as long as they like.
+    names = [str(name) for name in licences if not isinstance(name, dict | list | set | tuple)]
+    yield LicenceStatement(joined(map(canonical, names)), card.name)
 
 
 def _tagged(text: str, name: str) -> str:

@@ -39,9 +39,21 @@ CORE_SCHEMA = (
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """YAML loader that composes nodes by the YAML 1.2 core schema instead of YAML 1.1."""
+    """YAML loader that composes nodes by the YAML 1.2 core schema instead of YAML 1.1, and not too many."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node. Raises `_TooMuchError` behind more than a recipe has, before all of them are composed."""
+        self.composed += 1
+        # Names of fields are nodes too.
+        if self.composed > 2 * MAX_NODES:
+            raise _TooMuchError("too many values", f"at most {MAX_NODES:,} values")
+        return super().compose_node(parent, index)
 
 
 def core_pattern(pattern: str) -> re.Pattern[str]:

@@ -28,6 +28,10 @@ _IN_MEMORY_BYTES = 1 << 30
 """Inputs up to this size are computed once and cached. Beyond it, recordings are decoded on each access."""
 _MASK = "attention_mask"
 _FRAMES_PER_SECOND = 100
+_RATES = range(1000, 768_001)
+_MAX_SAMPLES = 250_000_000
+"""Samples of all channels, 94 minutes in CD quality on one channel."""
+_BLOCK = 1 << 18
 _SEARCH_SECONDS, _PAUSE_SECONDS = 6.0, 0.2
 """A window ends within its last seconds, in the middle of the quietest section of this length."""
 
@@ -59,19 +63,7 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
         DataError: If the recording is broken, empty, silent or not finite.
         MissingExtraError: If soundfile is not installed.
     """
-    try:
-        import soundfile
-    except (ModuleNotFoundError, OSError) as error:
-        raise MissingExtraError("soundfile", "speech", "A recording") from error
-    try:
-        samples, file_rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, ValueError) as error:
-        raise DataError(
-            f"The recording cannot be decoded: {error}",
-            where=where,
-            expected="a whole WAV, FLAC or Ogg file",
-            hint="copy or convert the file again, e.g. with ffmpeg",
-        ) from error
+    samples, file_rate = decode_recording(content, where)
     # Empty, broken and silent recordings would give meaningless features.
     if not samples.size:
         raise DataError("The recording is empty.", where=where, expected="some samples", hint="take the row out")
@@ -87,10 +79,52 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
     if samples.shape[1] > 1:
         remarks.add(f"of {samples.shape[1]} channels, mixed down")
     mono = samples.mean(axis=1)
+    if len(mono) * rate > _MAX_SAMPLES * file_rate:
+        raise DataError(f"The recording of {len(mono) / file_rate:,.0f} s is too long.", where=where, hint="cut it")
     if file_rate != rate:
         remarks.add(f"resampled from {file_rate:,} to {rate:,} Hz")
         mono = resample(mono, file_rate, rate)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def decode_recording(content: bytes, where: str) -> tuple[np.ndarray, int]:
+    """Return the samples of an encoded file, [samples, channels] float32, and its sampling rate.
+
+    Raises:
+        DataError: If the recording is broken, too long, or of a rate that no recording has.
+        MissingExtraError: If soundfile is not installed.
+    """
+    try:
+        import soundfile
+    except (ModuleNotFoundError, OSError) as error:
+        raise MissingExtraError("soundfile", "speech", "A recording") from error
+    blocks: list[np.ndarray] = []
+    count = 0
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate = file.samplerate
+            # The header may promise billions of samples, so that memory is taken only for those that exist.
+            while rate in _RATES and count <= _MAX_SAMPLES:
+                block = file.read(_BLOCK, dtype="float32", always_2d=True)
+                blocks.append(block)
+                count += block.size
+                if len(block) < _BLOCK:
+                    break
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise DataError(
+            f"The recording cannot be decoded: {error}",
+            where=where,
+            expected="a whole WAV, FLAC or Ogg file",
+            hint="copy or convert the file again, e.g. with ffmpeg",
+        ) from error
+    if rate not in _RATES or count > _MAX_SAMPLES:
+        raise DataError(
+            f"The recording has {f'a rate of {rate:,} Hz' if rate not in _RATES else f'over {_MAX_SAMPLES:,} samples'}.",
+            where=where,
+            expected=f"at most {_MAX_SAMPLES:,} samples at {_RATES.start:,} to {_RATES.stop - 1:,} Hz",
+            hint="cut the recording into parts, or resample it",
+        )
+    return np.concatenate(blocks), rate
 
 
 def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:

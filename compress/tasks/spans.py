@@ -25,7 +25,7 @@ def read_answers(value: Any) -> str | None:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"The answers {value[:60]!r} are no JSON.", expected="text and answer_start") from None
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, Mapping) else (value, None)
     texts = [texts] if isinstance(texts, str) else texts

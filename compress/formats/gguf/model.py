@@ -166,6 +166,8 @@ def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int
     except ValueError as error:
         raise _broken(path, f"the tensor {name!r} has the unknown type {kind}") from error
     block, block_bytes = GGML_QUANT_SIZES[ggml]
+    if (shape[-1] if shape else 1) % block:
+        raise _broken(path, f"the rows of the tensor {name!r} are no multiple of {block}, the block of {ggml.name}")
     size = math.prod(shape) // block * block_bytes
     return stored(name, ggml.name, shape, path, (begin + offset, size), decode=partial(_dequantized, ggml.name, shape))
 

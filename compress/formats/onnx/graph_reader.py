@@ -107,13 +107,16 @@ class _Wire:
                 raise ValueError("an integer of more than 64 bits")
 
     def messages(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (field number, start, stop) of a message whose known fields all have bytes; skip other integers."""
+        """Yield (field number, start, stop) of a message whose known fields all have bytes; skip other types."""
         for number, begin, end in self.fields(position, stop):
             if end >= 0:
                 yield number, begin, end
 
-    def fields(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (field number, value, -1) for integers and (field number, start, stop) for everything else."""
+    def fields(self, position: int, stop: int, fixed: bool = False) -> Iterator[tuple[int, int, int]]:
+        """Yield (field number, value, -1) for integers and (field number, start, stop) for bytes.
+
+        Fields of four and eight bytes are yielded if ``fixed``, as bytes too.
+        """
         while position < stop:
             key, position = self.varint(position, stop)
             number, wire = key >> 3, key & 7
@@ -126,7 +129,8 @@ class _Wire:
             length, position = self.varint(position, stop) if wire == 2 else ({1: 8, 5: 4}[wire], position)
             if position + length > stop:
                 raise EOFError
-            yield number, position, position + length
+            if wire == 2 or (fixed and number in _PAYLOADS):
+                yield number, position, position + length
             position += length
 
     def text(self, start: int, stop: int) -> str:
@@ -204,7 +208,7 @@ class _Wire:
         """Read the description of a TensorProto and step over its values."""
         tensor = Initializer(start, stop)
         shape: list[int] = []
-        for number, begin, end in self.fields(start, stop):
+        for number, begin, end in self.fields(start, stop, fixed=True):
             if number == 1:
                 shape += [begin] if end < 0 else self.packed(begin, end)
             elif number == 2 and end < 0:

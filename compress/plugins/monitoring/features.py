@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.data.columns import Column
-from compress.data.media import content, decode
+from compress.data.media import content, decode, describe
+from compress.tasks.audio import decode_recording
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,11 +118,9 @@ def image_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
 
 def sound_features(table: pa.Table, column: Column) -> Mapping[str, np.ndarray]:
     """Return loudness in dB of full scale, seconds, sampling rate, and the share of clipped samples, each [n]."""
-    import soundfile
-
     rows = []
     for value in table[column.name].to_pylist():
-        samples, rate = soundfile.read(io.BytesIO(content(value)), dtype="float32", always_2d=True)
+        samples, rate = decode_recording(content(value), describe(value))
         # Mean power over all samples and channels, relative to full scale.
         power = float(np.square(samples, dtype=np.float64).mean()) if samples.size else 0.0
         loudness = max(_QUIET_DB, 10 * np.log10(power)) if power > 0 else _QUIET_DB

@@ -151,7 +151,7 @@ def _gguf_text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-_NAMES = (b"", b"a", b"\xff\xfe", b"a\x00b", b"\x1b[2J", b"general.alignment", b"blk.0.attn_q.weight", b"x" * 70_000)
+_NAMES = (b"", b"a", b"\xff\xfe", b"a\x00b", b"\x1b[2J", b"general.alignment", b"blk.0.attn_q.weight", b"x" * 70_000, b"a." * 3000, "\u00b2".encode())
 
 
 def mutate_gguf(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:

@@ -28,6 +28,8 @@ from fuzzing.targets import BrokenPromiseError, Target
 LIMIT_SECONDS = 20
 LIMIT_BYTES = 2 * 2**30
 """Address space that a worker may gain after its imports."""
+LIMIT_CONTENT = 3_000_000
+"""Bytes of a mutated file."""
 LIMIT_MESSAGE = 100_000
 """Characters of an error message."""
 SAVED_PER_FAILURE = 3
@@ -88,7 +90,7 @@ def mutated(target: Target, seeds: Sequence[Mapping[str, bytes]], seed: int, ind
     content = seeds[number][name]
     others = [files[name] for files in seeds if name in files and files[name] != content]
     try:
-        return number, name, mutator(chance, content, others), False
+        return number, name, mutator(chance, content, others)[:LIMIT_CONTENT], False
     except Exception:  # noqa: BLE001, the results count it
         return number, name, mutate_bytes(chance, content, others), True
 

@@ -137,7 +137,7 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             mode, ids = image.mode, np.asarray(image)
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError, MemoryError) as error:
         raise DataError(f"{where} is not a complete image file: {error}", where=where, expected=expected) from error
     if mode not in _IDS:
         hint = "write each class as its id, not a colour"

@@ -169,7 +169,7 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise _broken(value, "is not an image that Pillow can read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise _broken(value, f"is too large to be an example ({error})") from error
     except UNREADABLE as error:
         raise _broken(value, f"is broken ({error})") from error
@@ -215,7 +215,7 @@ def picture_size(value: Media) -> tuple[int, int]:
             return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _LYING else (width, height)
     except UnidentifiedImageError as error:
         raise _broken(value, "is not an image that Pillow can read") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
         raise _broken(value, f"is too large to be an example ({error})") from error
     except UNREADABLE as error:
         raise _broken(value, f"is broken ({error})") from error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compress.models.config_checks import load_error_types
 from compress.models.folder_checks import count_not_finite, pickle_error
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, wrong_fields
+from compress.models.quantization_config import refuse_slow_pattern
 from compress.models.safetensors_file import read_header
 from compress.utils.errors import InputError, MissingExtraError, ModelError, first_line
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compress.models.checkpoint import Checkpoint
+    from compress.models.stored_tensor import StoredTensor
 
 ADAPTER = "adapter"
 """Subfolder of a checkpoint that holds its adapter.
@@ -70,8 +74,10 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         if pickles:
             raise pickle_error(pickles[0])
         raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), hint="fetch or save it again")
+    tensors = read_header(folder / WEIGHTS)
+    _check_sizes(folder, config, tensors)
     # An adapter is small, so all values are read.
-    for tensor in read_header(folder / WEIGHTS):
+    for tensor in tensors:
         if count_not_finite(tensor):
             raise ModelError(
                 f"The adapter's tensor {tensor.name!r} holds NaN or infinite values.",
@@ -79,6 +85,20 @@ def check_adapter(folder: Path) -> dict[str, Any]:
                 expected="finite weights",
             )
     return config
+
+
+def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> None:
+    """Raise `ModelError` for ranks beyond those of the file, of which peft would make matrices, and slow patterns."""
+    largest = max((size for tensor in tensors for size in tensor.shape), default=0)
+    with wrong_fields(folder / CONFIG):
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        for rank in (config.get("r", 8), *ranks.values()):
+            if operator.index(rank) > largest:
+                raise ValueError(f"the rank is {rank}, and the largest size of a tensor {largest}")
+        named = [config.get(name) or [] for name in ("target_modules", "exclude_modules", "layers_pattern")]
+        # A text is a regular expression, and the names in a list are plain.
+        for pattern in (*(name for name in named if isinstance(name, str)), *ranks, *alphas):
+            refuse_slow_pattern(pattern)
 
 
 def check_fits(folder: Path, module: nn.Module) -> None:

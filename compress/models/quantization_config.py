@@ -46,13 +46,18 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     return settings
 
 
-def _matches(pattern: str, module: str) -> bool:
-    """Return whether a pattern of a config matches the beginning of a layer's name.
+def refuse_slow_pattern(pattern: str) -> None:
+    """Raise `ValueError` for a regular expression of a config that may take forever.
 
-    Raises `ValueError` for a pattern that is invalid, or that may take forever: a repeated group, or many repetitions.
+    It repeats a group, or many parts.
     """
     if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPETITIONS:
         raise ValueError(f"the pattern {pattern!r:.80} repeats a group, or more than {_MAX_REPETITIONS} parts")
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Return whether a pattern of a config matches the beginning of a layer's name. Raises `ValueError`."""
+    refuse_slow_pattern(pattern)
     try:
         return len(module) <= _MAX_NAME and re.match(pattern, module) is not None
     except (re.error, OverflowError, RecursionError) as error:

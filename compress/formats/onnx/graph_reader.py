@@ -25,6 +25,7 @@ INTEGER_OPERATORS = (
     *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 )
 """Operators that identify a quantized graph."""
+_MAX_SIZE = (1 << 63) - 1
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 """Field numbers of float_data, int32_data, string_data, int64_data, raw_data, double_data and uint64_data."""
 
@@ -220,6 +221,8 @@ class _Wire:
                 tensor.bytes += max(1, (begin.bit_length() + 6) // 7) if end < 0 else end - begin
             elif number == 13 and end >= 0:
                 tensor.external.update([self.pair(begin, end)])
+        if max(shape, default=0) > _MAX_SIZE:
+            raise ValueError(f"the tensor {tensor.name!r} has a negative size")
         tensor.shape = tuple(shape)
         return tensor
 

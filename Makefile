@@ -5,11 +5,10 @@ MADE := $(VENV)/.made
 CORE := $(VENV)/.core
 EXTRAS := $(VENV)/.extras
 STAMP := $(VENV)/.installed
-# What takes pip longest of the extras, to unpack or to build, which it does on one core: `make --jobs=2 setup` has it
-# done beside the core.
-APART := jaxlib litert-converter ray openvino xllamacpp executorch ai-edge-litert coremltools onnxruntime-genai pandas \
-	antlr4-python3-runtime rouge-score seqeval
-REQUIRED := pyproject.toml constraints.txt
+# Written by `make requirements` from constraints.txt, with the SHA-256 of every file. apart.txt has what takes pip
+# longest to unpack or to build, which `make --jobs=2 setup` does beside the core.
+HASHED := .ci/requirements
+REQUIRED := pyproject.toml $(wildcard $(HASHED)/*.txt)
 WORKERS ?= 2
 # Files whole, the longest first (tests/durations.json). A worker that dies ends the tests: a new one would begin with
 # the test that it died of.
@@ -19,7 +18,7 @@ ALONE := $(addprefix tests/,benchmark/test_noise.py benchmark/test_session.py be
 	formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick durations lint format docs site clean
+.PHONY: help setup demo test test-quick requirements upgrade sbom durations lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,8 +28,9 @@ setup: $(STAMP) ## make the virtual environment and install everything pinned
 demo: $(CORE) ## run the quickstart recipe on real data and show its report; installs only what it needs
 	$(BIN)/compress run recipes/quickstart.yaml
 
-# Editable, with nothing compiled by pip, which does so on one core and compiles packages' own tests too.
-INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# Nothing is compiled by pip, which does so on one core and compiles packages' own tests too. Packages from source are
+# built by the setuptools of build.txt, and not by one that pip would download without a hash.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation
 # Models of transformers are some hundred packages, of which a run imports a few; of ExecuTorch's backends it imports
 # XNNPACK. A file for another version of Python is left as it is.
 COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(SKIPPED)' $(VENV)/lib || true
@@ -39,19 +39,23 @@ SKIPPED = /tests/|/transformers/models/|/ray/(rllib|tune|serve|data|train)/|/exe
 $(MADE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --require-hashes --requirement $(HASHED)/build.txt
 	@touch $@
 
 $(CORE): $(MADE)
-	$(INSTALL) --no-warn-conflicts --editable .
+	$(INSTALL) --require-hashes --requirement $(HASHED)/torch-cpu.txt || \
+		$(INSTALL) --require-hashes --requirement $(HASHED)/torch-cuda.txt
+	$(INSTALL) --require-hashes --requirement $(HASHED)/core.txt
+	$(INSTALL) --editable .
 	@nice $(COMPILE) & # while the demo begins, or the rest is installed
 	@touch $@
 
 $(EXTRAS): $(MADE)
-	$(INSTALL) --no-warn-conflicts --no-deps $(APART)
+	$(INSTALL) --require-hashes --requirement $(HASHED)/apart.txt
 	@touch $@
 
 $(STAMP): $(CORE) $(EXTRAS)
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --require-hashes --requirement $(HASHED)/rest.txt
 	$(BIN)/python -m pip check
 	@$(COMPILE)
 	@touch $@
@@ -63,6 +67,15 @@ test: $(STAMP) ## run the tests, with an eighth of the slow ones; ROTATION=slow:
 test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
+
+requirements: ## write .ci/requirements/, after a change of constraints.txt or pyproject.toml
+	$(PYTHON) .ci/requirements.py
+
+upgrade: ## install the newest versions into a copy, run the quick tests, and write upgrade.md
+	$(PYTHON) .ci/upgrade.py
+
+sbom: $(STAMP) ## write the bill of materials of this tool, CycloneDX
+	$(BIN)/python -P .ci/sbom.py bom.cdx.json
 
 durations: $(STAMP) ## run every test and record how long each file takes, by which files are ordered
 	ROTATION=slow COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)

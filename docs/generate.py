@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -21,6 +22,7 @@ from compress.plugins.nightly.suite import suite_schema
 from compress.recipe.document import read_document
 from compress.recipe.loading import recipe_schema
 from compress.recipe.shipped import SHIPPED, header_field
+from compress.results.report import Report
 from compress.stages.base import SEARCH, SEARCH_TIMES
 from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS
@@ -100,6 +102,44 @@ def tasks() -> str:
         asked = (", ".join(sorted(one)) for one in (STAGES[stage].requires, STAGES[stage].excludes))
         lines.append(f"| `{stage}` | {' | '.join(asked)} |")
     return "\n".join([*lines, ""])
+
+
+def report() -> str:
+    """Every class and field of a report, as Markdown, the report itself first."""
+    classes: list[type[BaseModel]] = [Report]
+    lines = [
+        "# Report",
+        "",
+        "Written by `make docs` from the code: the fields of `report.json`, and of `run.report` in Python.",
+        "",
+    ]
+    for cls in classes:
+        lines += [f"## {cls.__name__}", "", _paragraphs(cls.__doc__ or "").replace("``", "`"), ""]
+        lines += ["| field | type | meaning |", "|---|---|---|"]
+        for name, field in cls.model_fields.items():
+            classes += [part for part in _models_in(field.annotation) if part not in classes]
+            lines.append(
+                f"| `{field.alias or name}` | {_type_name(field.annotation)} | {_cell(field.description or '')} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """Yield the records that a type mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _type_name(annotation: object) -> str:
+    """Return a type as Markdown, with links to the records that it mentions."""
+    is_plain = isinstance(annotation, type) and not get_args(annotation)
+    text = annotation.__name__ if is_plain else re.sub(r"(typing|[a-z_]+(\.[a-z_]+)+)\.", "", str(annotation))
+    for cls in _models_in(annotation):
+        text = re.sub(rf"\b{cls.__name__}\b", f"[{cls.__name__}](#{cls.__name__.lower()})", text)
+    return _cell(text.replace(", ...", ""))
 
 
 def _paragraphs(docstring: str) -> str:
@@ -274,6 +314,7 @@ def extending() -> str:
 
 PAGES = {
     "reference/commands.md": commands,
+    "reference/report.md": report,
     "reference/stages.md": stages,
     "reference/tasks.md": tasks,
     "extending.md": extending,

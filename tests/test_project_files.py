@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from compress import __version__
 
@@ -42,3 +47,32 @@ def test_pull_requests_test_every_supported_version_of_python() -> None:
 
 def test_citation_has_the_version_of_the_package() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+def _pinned(*files: Path) -> dict[str, str]:
+    """Return name -> version of requirements, by the names that PyPI normalizes."""
+    lines = "".join(file.read_text() for file in files).splitlines()
+    pins = (re.fullmatch(r"([\w.-]+)==([^\s+]+)(?:\+cpu)?(?: \\)?", line) for line in lines)
+    return {re.sub(r"[-_.]+", "-", pin[1]).lower(): pin[2] for pin in pins if pin}
+
+
+def test_requirements_with_hashes_are_those_of_the_constraints() -> None:
+    folder = ROOT / ".ci" / "requirements"
+    parts = [folder / f"{name}.txt" for name in ("build", "torch-cpu", "core", "apart", "rest")]
+    constraints, requirements = _pinned(ROOT / "constraints.txt"), _pinned(*parts)
+    assert len(constraints) > 200
+    assert requirements == constraints | {name: requirements[name] for name in ("setuptools", "six")}
+    for part in (*parts, folder / "torch-cuda.txt"):
+        for requirement in re.split(r"\n(?=\w)", part.read_text()):
+            assert requirement.startswith("#") or "--hash=sha256:" in requirement, requirement
+
+
+def test_bill_of_materials_of_the_tool_is_valid_and_complete(tmp_path: Path) -> None:
+    output = tmp_path / "bom.cdx.json"
+    subprocess.run([sys.executable, "-P", ROOT / ".ci" / "sbom.py", output], check=True)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(output.read_text()) is None
+    bom = json.loads(output.read_text())
+    versions = {component["name"]: component["version"].removesuffix("+cpu") for component in bom["components"]}
+    assert _pinned(ROOT / "constraints.txt").items() <= versions.items()
+    core = {component["name"] for component in bom["components"] if component["scope"] == "required"}
+    assert {"torch", "transformers", "onnxruntime", "typer"} <= core and "pytest" not in core

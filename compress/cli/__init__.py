@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -272,7 +273,8 @@ def _fail(error: CompressError) -> NoReturn:
 def main() -> None:
     """Run a command.
 
-    Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 70 a bug of this program, 130 interrupted.
+    Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 70 a bug of this program, 130 interrupted by
+    Ctrl-C or SIGTERM.
     """
     from compress.utils.errors import BugError, CompressError, StorageError, first_line
 
@@ -284,6 +286,7 @@ def main() -> None:
     if any(distributions(name="compress")):
         other = "The unrelated package `compress` is installed too, and its files mix with those of this program"
         typer.echo(f"warning: {other}; pip uninstall compress; pip install --force-reinstall {DISTRIBUTION}", err=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
     try:
         app(prog_name="compress")
     except CompressError as error:

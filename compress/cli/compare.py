@@ -140,6 +140,13 @@ def gate(
     if why is not None and not update:
         raise InputError("--why is the reason for replacing a baseline.", hint="give --update with it, or leave it out")
     run_file = _load_report(run)
+    if not update and baseline.suffix == ".json" and not baseline.exists():
+        raise InputError(
+            "There is no such baseline.",
+            where=str(baseline),
+            expected="the JSON file of a baseline, or another run",
+            hint=f"make an accepted run the baseline: compress gate {run} --baseline {baseline} --update",
+        )
     rules, source = find_policy(policy, run_file.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
     # An update judges nothing. It only lists metrics on which the new baseline would demand less.

@@ -105,6 +105,28 @@ def _described(folder: Path | None) -> list[RecipeRow]:
     return described
 
 
+_SIZE = r"([\d.]+) ?([kMG]B)"
+
+
+def _size(expect: str) -> str:
+    """Return the size after compression and its ratio to the size before, which a recipe's header states, or nothing.
+
+    Headers write `90.8 MB -> 8.33 MB`, `3.03 -> 1.03 MB` or `74 MB instead of 540`.
+    """
+    if change := re.search(rf"([\d.]+)(?: ([kMG]B))? -> {_SIZE}", expect):
+        before, before_unit, after, unit = change.groups()
+    elif change := re.search(rf"{_SIZE} instead of ([\d.]+)", expect):
+        after, unit, before = change.groups()
+        before_unit = unit
+    else:
+        return ""
+    ratio = float(before) / float(after) * _UNITS[before_unit or unit] / _UNITS[unit]
+    return f"{after} {unit} ({ratio:.3g}x)"
+
+
+_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
 def _show(described: list[RecipeRow], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=2))
@@ -117,12 +139,17 @@ def _show(described: list[RecipeRow], as_json: bool) -> None:
     from compress.cli.output import show_hint
     from compress.utils.terminal import Console
 
-    table = Table("name", "task", "result", "time", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "task", "quality", "size", "time"):
+        table.add_column(heading, no_wrap=heading in ("name", "size", "time"))
     for row in described:
         count = len(row["problems"])
         result = f"{count} problem{'s' * (count != 1)}: compress check {row['path']}" if count else row["expect"]
         # The first clause; the recipe itself has all of it.
-        cells = [re.split(r"[;,(]|\. | on ", text)[0] if not count else text for text in (result, row["time"])]
-        table.add_row(row["name"], row["task"] or "", cells[0] or row["description"], cells[1])
+        quality = result if count else re.split(r"[;:,(]|\. | on | with ", result)[0] or row["description"]
+        time = re.match(r"(about )?(\d+ h )?\d+ (min|s)", row["time"])
+        table.add_row(
+            row["name"], row["task"] or "", quality.replace(" -> ", "\u2192"), _size(row["expect"]), time and time[0]
+        )
     Console().print(table)
     show_hint("compress run NAME runs a recipe, and compress recipes copy NAME copies it to this folder.")

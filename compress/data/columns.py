@@ -144,7 +144,7 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
             example = nearest_name(source_name, rows.names) or "COLUMN"
             missing = DataError(
                 f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
-                where=rows.name,
+                where=f"data.columns.{column.name}" if column.name in mapping else "data",
                 expected=f"one of its columns: {', '.join(rows.names)}",
                 hint=f"say which column it is, e.g. data: {{columns: {{{column.name}: {example}}}}}, or --set "
                 f"data.columns.{column.name}=...",

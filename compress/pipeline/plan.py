@@ -101,6 +101,10 @@ class Plan(Frozen):
     def __str__(self) -> str:
         return terminal_text(render_plan(self))
 
+    def __repr__(self) -> str:
+        stages = [stage.label for stage in self.stages]
+        return f"Plan(recipe={self.recipe!r}, task={self.task!r}, stages={stages}, seconds={self.seconds.value!r})"
+
 
 def render_plan(plan: Plan, details: bool = False) -> RenderableType:
     """Return tables of sources, stages, targets, limits and totals, with ``details`` also how each was estimated."""

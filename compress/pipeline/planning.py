@@ -134,9 +134,10 @@ def with_problems_of_files(error: RecipeError, recipe_folder: Path) -> InputErro
     if part is None:
         return error
     sources = Sources(part, recipe_folder)
-    if error.model_is_valid:
-        sources.find_start()
+    shape = sources.find_start() if error.model_is_valid else None
     sources.find_data()
+    if shape is not None:
+        _stage_plans(part, sources, plan_context(part, sources, shape), None)
     problems: list[CompressError] = [error, *sources.problems]
     return combined_error(problems) if sources.problems else error
 

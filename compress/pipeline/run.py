@@ -8,7 +8,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -63,8 +63,8 @@ class Run:
 
     report: Report
     folder: Path
-    recipe: Recipe
-    announced: tuple[str, ...] = ()
+    recipe: Recipe = field(repr=False)
+    announced: tuple[str, ...] = field(default=(), repr=False)
 
     def load(self, target: str | None = None, threads: int | None = None) -> LoadedModel:
         """Open the final model for predictions on raw inputs.
@@ -224,8 +224,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = []
     for stage in recipe.stages:
-        for field, reference in stage.references().items():
-            stage = _with_field(stage, field.split("."), absolute(reference.name))
+        for path, reference in stage.references().items():
+            stage = _with_field(stage, path.split("."), absolute(reference.name))
         stages.append(stage)
     # Evaluation files that the recipe names besides its data.
     names = ("questions", "similarity", "instructions", "judge")

@@ -103,15 +103,16 @@ def disk_error(needed_bytes: float, free_bytes: int, artifacts: Path) -> InputEr
 
 
 def combined_error(problems: Sequence[CompressError]) -> InputError:
-    """Return one error that lists all problems, or the problem itself if it is the only one."""
-    listed = "\n".join(str(problem) for problem in problems)
+    """Return one error that lists all distinct problems, or the problem itself if it is the only one."""
+    # One file may be named for several splits.
+    problems = list({str(problem): problem for problem in problems}.values())
     if len(problems) > 1:
         count = sum(len(problem.problem_records()) for problem in problems)
-        error = InputError(f"The recipe cannot run here, for {count} reasons:\n{listed}")
+        error = InputError(f"The recipe cannot run here, for {count} reasons:")
         error.errors = tuple(problems)
         return error
     problem = problems[0]
-    return problem if isinstance(problem, InputError) else InputError(f"The recipe cannot run here: {listed}")
+    return problem if isinstance(problem, InputError) else InputError(f"The recipe cannot run here: {problem}")
 
 
 def untestable_limits(recipe: Recipe, task: Task, data: Dataset) -> list[CompressError]:

@@ -34,6 +34,7 @@ from compress.recipe.recipe import Recipe
 from compress.recipe.target_entries import ChosenTarget, read_targets
 from compress.recipe.validation import ParsedStage, check_consistency
 from compress.recipe.validation_errors import expected_names, validate, validate_partly
+from compress.stages.base import AnyStage
 from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS, infer_task, tasks_with
@@ -97,7 +98,9 @@ def parse_recipe(
         targets = read_targets(document, folder, [part.kind if part else "" for part in parts])
     check_consistency(document, parts, targets, kinds, _starting_type(document, reference, folder))
     if document.problems:
-        raise _error_with_valid_part(document, header_values)
+        raise _error_with_valid_part(
+            document, header_values, [part.stage for part in parts if part and part.stage and part.whole]
+        )
     assert header is not None
     header_fields = {name: getattr(header, name) for name in header.model_fields_set}
     stage_fields = {"stages": tuple(part.stage for part in parts if part)}
@@ -122,16 +125,23 @@ def _starting_type(document: Document, reference: object, folder: Path) -> type[
         return TorchModel
 
 
-def _error_with_valid_part(document: Document, values: dict[str, Any]) -> RecipeError:
-    """Return the document's problems, with a recipe of its model, task and data if these are valid.
+def _error_with_valid_part(document: Document, values: dict[str, Any], stages: Sequence[AnyStage]) -> RecipeError:
+    """Return the document's problems, with a recipe of its model, task, data and stages if these are valid.
 
     Their files can then be checked in spite of the problems.
+
+    Args:
+        document: The recipe's file.
+        values: Its fields other than stages and targets.
+        stages: Its valid stages.
     """
     error = document.error()
     broken = {path[0] for path in document.broken if path}
     header = validate_partly(_Header, {name: value for name, value in values.items() if name not in broken - {"model"}})
     if header is not None and {"task", "data", "model"} <= header.model_fields_set:
-        error.valid_part = Recipe.model_construct(**dict(header) | {"stages": (), "targets": ()})
+        error.valid_part = Recipe.model_construct(
+            **dict(header) | {"stages": () if "stages" in broken else tuple(stages), "targets": ()}
+        )
         error.model_is_valid = "model" not in broken
     return error
 

@@ -9,8 +9,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compress.report.headline import verdict
-from compress.report.limits import unusable_machine
-from compress.report.rows import limit_bound, limit_result, limit_state, models_of, run_line
+from compress.report.rows import (
+    approximate_mark,
+    limit_bound,
+    limit_result,
+    limit_state,
+    models_of,
+    run_line,
+    speedup_notes,
+)
 from compress.results.formatting import format_improvement, format_value
 from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
@@ -70,6 +77,7 @@ def console_table(report: Report, shown_notes: Collection[str] = ()) -> Renderab
             if any(ratio for _, ratio in cells):
                 table.add("  of baseline", *(ratio for _, ratio in cells), style=style)
         parts.append(table)
+    parts += [Text(note, style="dim") for note in speedup_notes(report)]
     for limit in report.limits:
         state = limit_state(limit)
         requirement = f"{_SIGNS[state]} {limit.metric} on {limit.target} {limit_bound(limit)}"
@@ -95,10 +103,8 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> tuple[str,
         return "", ""
     value = format_value(metric, row.value).removesuffix(" tokens/s").removesuffix(" bits")
     if metric.timed:
-        # On a machine that is too noisy a time is approximate. The speed-up has a column of its own, from pairs of
-        # calls, and a ratio of two medians beside it would be a second number.
-        approximate = unusable_machine(report.environment) and not (metric.relative and model == BASELINE)
-        value = f"~{value}" if approximate else value
+        # The speed-up has a column of its own, from pairs of calls. A ratio of two medians would be a second number.
+        value = approximate_mark(report, row) + value
         if any(name.startswith("speedup") for name in report.metrics(target)):
             return value, ""
     if baseline is None or model == BASELINE or not format_improvement(metric, row.value, baseline.value):

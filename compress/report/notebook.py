@@ -9,7 +9,7 @@ from markupsafe import Markup
 from rich.console import RenderableType
 
 from compress.report.headline import verdict
-from compress.report.rows import improvement_cell, limit_bound, limit_state
+from compress.report.rows import LIMIT_WORDS, approximate_mark, improvement_cell, limit_bound, limit_state
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, main_metrics
 from compress.results.report import BASELINE, FINAL, Report
@@ -53,10 +53,11 @@ def _rows(report: Report, target: str) -> list[tuple[str, ...]]:
     for name, metric in metrics.items():
         baseline, final = (report.find(model, name, target) for model in (BASELINE, FINAL))
         if final is not None:
-            before = format_value(metric, baseline.value) if baseline else ""
-            state = f"{limit_state(limits[name])} ({limit_bound(limits[name])})" if name in limits else ""
+            before = approximate_mark(report, baseline) + format_value(metric, baseline.value) if baseline else ""
+            now = approximate_mark(report, final) + format_value(metric, final.value)
+            state = f"{LIMIT_WORDS[limit_state(limits[name])]} ({limit_bound(limits[name])})" if name in limits else ""
             change = improvement_cell(report, FINAL, metric, target)
-            rows.append((metric.title, before, format_value(metric, final.value), change, state))
+            rows.append((metric.title, before, now, change, state))
     return rows
 
 

@@ -174,7 +174,12 @@ def _measured(report: Report, target: str, columns: Sequence[Metric]) -> tuple[l
     cells = []
     for model, name in rows.models_of(report, target, columns).items():
         measurements = [report.find(model, metric.name, target) for metric in columns]
-        cells.append([name, *(format_measurement(row) if row else "" for row in measurements)])
+        cells.append(
+            [
+                name,
+                *(rows.approximate_mark(report, row) + format_measurement(row) if row else "" for row in measurements),
+            ]
+        )
     return ["Model", *(metric.title for metric in columns)], cells
 
 
@@ -189,7 +194,8 @@ def _against(report: Report, target: str, columns: Sequence[Metric]) -> tuple[li
         cells.append([name])
         for metric in compared:
             row, baseline_row = report.find(model, metric.name, target), baseline[metric.name]
-            cells[-1].append(format_improvement(metric, row.value, baseline_row.value) if row and baseline_row else "")
+            text = format_improvement(metric, row.value, baseline_row.value) if row and baseline_row else ""
+            cells[-1].append(rows.approximate_mark(report, row) + text if row and text else "")
     return ["Model", *(metric.title for metric in compared)], cells
 
 

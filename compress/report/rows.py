@@ -11,9 +11,20 @@ from datetime import datetime
 from typing import Any
 
 from compress.formats.targets import TARGETS
+from compress.report.limits import unusable_machine
 from compress.results.formatting import format_bytes, format_improvement, format_interval, format_seconds, format_value
 from compress.results.metrics import Metric, describe_metric
-from compress.results.report import BASELINE, FINAL, Cell, LayerBytes, LimitResult, Report, StageRecord, StageTable
+from compress.results.report import (
+    BASELINE,
+    FINAL,
+    Cell,
+    LayerBytes,
+    LimitResult,
+    Measurement,
+    Report,
+    StageRecord,
+    StageTable,
+)
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -33,6 +44,10 @@ def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[
 def limit_state(limit: LimitResult) -> str:
     """Return `passed`, `missed`, `unknown` or `skipped`."""
     return "skipped" if limit.skipped else "passed" if limit.passed else "unknown" if limit.unknown else "missed"
+
+
+LIMIT_WORDS = {"passed": "kept", "missed": "missed", "unknown": "inconclusive", "skipped": "not judged", "none": ""}
+"""States of `limit_state` as readers see them."""
 
 
 def limit_result(report: Report, limit: LimitResult) -> str:
@@ -82,7 +97,7 @@ def notes_by_severity(report: Report) -> dict[str, list[str]]:
     return {
         "Failed": failed + [line for is_failure, line in skips if is_failure],
         "Warnings": warnings + [line for is_failure, line in skips if not is_failure],
-        "Notes": [note for note in report.notes if note not in warnings],
+        "Notes": [*(note for note in report.notes if note not in warnings), *speedup_notes(report)],
     }
 
 
@@ -137,7 +152,8 @@ def improvement_cell(report: Report, model: str, metric: Metric, target: str) ->
     if row is None or baseline is None or model == BASELINE:
         return ""
     text = format_improvement(metric, row.value, baseline.value)
-    return f"{text} of baseline" if text and metric.style == "percent" else text
+    mark = approximate_mark(report, row) if text else ""
+    return f"{mark}{text} of baseline" if text and metric.style == "percent" else mark + text
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
@@ -147,10 +163,34 @@ def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
     return format_seconds(stage.seconds), checks, "cached" if stage.cached else "ran", peak
 
 
+def approximate_mark(report: Report, row: Measurement) -> str:
+    """Return `~` for a time that was measured on a machine too noisy for times, or nothing."""
+    metric = describe_metric(row.metric, row.unit)
+    is_exact = metric.relative and row.model == BASELINE
+    return "~" if metric.timed and not is_exact and unusable_machine(report.environment) else ""
+
+
+def speedup_notes(report: Report) -> tuple[str, ...]:
+    """Return for each target why its speed-up differs from the quotient of the latencies, if it does notably."""
+    notes = []
+    for target in report.headed:
+        before, now = (report.find(model, "latency_ms", target) for model in (BASELINE, FINAL))
+        speedup = report.find(FINAL, "speedup", target)
+        if not (before and now and speedup) or min(before.value, now.value, speedup.value) <= 0:
+            continue
+        quotient = before.value / now.value
+        if abs(speedup.value / quotient - 1) > _NOTABLE_DIFFERENCE:
+            notes.append(
+                f"{target}: the speed-up is the mean ratio of calls timed in turns, which cancels slow phases of the "
+                f"machine; the quotient of the two median latencies is {quotient:.3g}x"
+            )
+    return tuple(notes)
+
+
 def limit_cells(report: Report) -> list[tuple[str, ...]]:
     """Return metric, target, bound, result and verdict of each limit."""
     return [
-        (limit.metric, limit.target, limit_bound(limit), limit_result(report, limit), limit_state(limit))
+        (limit.metric, limit.target, limit_bound(limit), limit_result(report, limit), LIMIT_WORDS[limit_state(limit)])
         for limit in report.limits
     ]
 
@@ -194,6 +234,8 @@ def run_line(report: Report) -> str:
     return ", ".join(parts)
 
 
+_NOTABLE_DIFFERENCE = 0.1
+"""Relative difference of a speed-up and the quotient of the latencies from which views explain it."""
 UNNAMED = "(no module in the name)"
 _SEPARATORS = re.compile(r"[./]+")
 _GENERATED = re.compile(r"^(onnx::.*|val_\d+.*|_val_\d+.*|\d+|[a-z]*const(ant)?_?\d*.*)$", re.IGNORECASE)

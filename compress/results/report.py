@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.results.metrics import file_metrics
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, did_you_mean
 from compress.utils.pydantic_models import Frozen
 
 MACHINE = "machine"
@@ -38,7 +38,7 @@ class Measurement(Frozen):
     low: float | None = None
     high: float | None = None
     n: int = Field(1, ge=1, description="number of samples behind the value")
-    raw: tuple[float, ...] | None = None
+    raw: tuple[float, ...] | None = Field(None, repr=False, description="samples behind the value")
 
 
 SCHEMA = 1
@@ -402,9 +402,37 @@ class Report(FrozenRecord):
         key = (model, metric, target)
         return next((row for row in self.measurements if (row.model, row.metric, row.target) == key), None)
 
+    def measurement(self, metric: str, model: str = FINAL, target: str | None = None) -> Measurement:
+        """Return the measurement of a metric.
+
+        Args:
+            metric: Name of the metric.
+            model: `final`, `baseline`, or a stage's label.
+            target: Target. Default: the first one on which the model has the metric.
+
+        Raises:
+            InputError: There is no such measurement. The message names similar ones.
+        """
+        for row in self.measurements:
+            if (row.model, row.metric) == (model, metric) and target in (None, row.target):
+                return row
+        rows = [row for row in self.measurements if target in (None, row.target)]
+        models = list(dict.fromkeys(row.model for row in rows if row.model != MACHINE))
+        metrics = list(dict.fromkeys(row.metric for row in rows if row.model == model))
+        name, names = (metric, metrics) if metrics else (model, models)
+        raise InputError(
+            f"The report has no measurement of {metric!r} of the model {model!r}"
+            f"{f' on {target!r}' if target else ''}." + did_you_mean(name, names),
+            where=self.recipe,
+            expected=f"one of {', '.join(names)}" if names else f"a target among {', '.join(self.targets)}",
+        )
+
     def metrics(self, target: str) -> dict[str, str]:
         """Return metric -> unit of everything measured on ``target``, in the order of the rows."""
         return {row.metric: row.unit for row in self.measurements if row.target == target}
+
+    def __repr__(self) -> str:
+        return f"Report(recipe={self.recipe!r}, started={self.started!r}, models={self.models}, targets={self.targets})"
 
     def _repr_html_(self) -> str:
         """Return a table of the main metrics for notebooks."""

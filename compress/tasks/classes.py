@@ -167,14 +167,19 @@ def ratio_row(
     return interval_row(metric, interval, len(parts), model, target, unit, raw)
 
 
-def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Return the unweighted mean of 2 TP / (2 TP + FP + FN) over the classes that occur on either side."""
-    scores = []
-    for label in np.union1d(predicted, labels):
-        true_positives = np.sum((predicted == label) & (labels == label))
-        errors = np.sum((predicted == label) != (labels == label))
-        scores.append(2 * true_positives / (2 * true_positives + errors))
-    return float(np.mean(scores))
+def macro_f1_contributions(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return each row's contribution to macro F1, [n], whose mean is macro F1, the unweighted mean of F1 over classes.
+
+    F1 of a class is 2 TP / (rows predicted as it + rows labelled as it), for the classes that occur on either side. It
+    is linearized as in `statistics.linearized`, so that the variance of the mean is that of macro F1 to first order.
+    """
+    classes, indices = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
+    predicted, labels = indices[: len(labels)], indices[len(labels) :]
+    occurrences = np.bincount(indices, minlength=len(classes))
+    right = predicted == labels
+    scores = 2 * np.bincount(labels[right], minlength=len(classes)) / occurrences
+    deviations = 2 * right / occurrences[labels] - (scores / occurrences)[predicted] - (scores / occurrences)[labels]
+    return np.asarray(scores.mean() + len(labels) / len(classes) * deviations)
 
 
 class Classification(Task):
@@ -227,7 +232,7 @@ class Classification(Task):
         count = len(labels)
         return [
             outcome_row("accuracy", predicted == labels, model, target),
-            interval_row("f1", (macro_f1(predicted, labels), None, None), count, model, target),
+            mean_row("f1", macro_f1_contributions(predicted, labels), model, target),
             interval_row("calibration_error", error, count, model, target),
             interval_row("brier_score", brier, count, model, target, unit=""),
         ]

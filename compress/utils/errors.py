@@ -79,6 +79,8 @@ class CompressError(Exception):
         return [_record(self.what, file, line, field, self.expected, self.hint)]
 
     def __str__(self) -> str:
+        if self.errors:  # they may have got their positions later
+            return "\n".join([self.what, *map(str, self.errors)])
         # Aligned labels make the optional parts easy to find.
         lines = [self.what]
         where = self.where
@@ -187,7 +189,7 @@ class DataError(InputError):
         """Return one error that lists all ``errors``, or the error itself if it is the only one."""
         if len(errors) == 1:
             return errors[0]
-        combined = cls("\n".join([f"The data has {len(errors)} problems:", *map(str, errors)]))
+        combined = cls(f"The data has {len(errors)} problems:")
         combined.errors = tuple(errors)
         return combined
 

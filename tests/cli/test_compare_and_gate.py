@@ -134,6 +134,8 @@ def test_bad_input_is_rejected_with_message(run: Path, tmp_path: Path) -> None:
     assert "--why is the reason" in message(invoke("gate", run, "--baseline", run, "--why", "x"))
     assert "this is another file" in message(invoke("gate", run, "--baseline", run, "--update"))
     assert "this is another file" in message(invoke("gate", run, "--baseline", run / "report.json", "--update"))
+    absent = message(invoke("gate", run, "--baseline", tmp_path / "absent.json"))
+    assert "There is no such baseline" in absent and "--update" in absent
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     assert "not JSON" in message(invoke("gate", run, "--baseline", broken))

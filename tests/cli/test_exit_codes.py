@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 
 from compress import cli
 
@@ -68,3 +70,18 @@ def test_characters_that_the_terminal_lacks_are_escaped(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONIOENCODING": "latin-1"}
     ended = subprocess.run(command, capture_output=True, env=env, check=False)
     assert ended.returncode == 2 and b"\\u4e2d" in ended.stderr and b"Traceback" not in ended.stderr
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    tiny_run.write_all(tmp_path)
+    process = tiny_run.start_anew("run", "tiny.yaml", folder=tmp_path)
+    log = tmp_path / "artifacts"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not any("[1/" in file.read_text() for file in log.glob("runs/*/*/run.log")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("Interrupted. Finished stages are kept")
+    assert "Traceback" not in err

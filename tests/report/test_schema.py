@@ -114,3 +114,19 @@ def test_a_run_is_found_by_folder_file_and_recipe_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no report of 'quickstrat'") as caught:
         find_report(Path("quickstrat"), runs)
     assert "name one of: quickstart" in (caught.value.hint or "")
+
+
+def test_measurement_is_found_by_metric_and_a_misspelt_name_is_corrected(report: Report) -> None:
+    assert report.measurement("accuracy") == report.find("final", "accuracy", "cpu")
+    assert report.measurement("size_bytes", "baseline", "cpu") == report.find("baseline", "size_bytes", "cpu")
+    with pytest.raises(InputError, match=r"'acuracy'.*Did you mean 'accuracy'"):
+        report.measurement("acuracy")
+    with pytest.raises(InputError, match=r"'finl'.*Did you mean 'final'"):
+        report.measurement("accuracy", "finl")
+    with pytest.raises(InputError, match="on 'gpus'"):
+        report.measurement("accuracy", target="gpus")
+
+
+def test_representations_are_short(report: Report) -> None:
+    row = report.measurement("accuracy").model_copy(update={"raw": (1.0,) * 2000})
+    assert len(repr(report)) < 300 and len(repr(row)) < 300

@@ -13,7 +13,7 @@ from compress.report.console import console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report
 from compress.report.pages import escape_markdown, html_page, markdown_report
-from compress.report.rows import notes_by_severity
+from compress.report.rows import notes_by_severity, speedup_notes
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, LimitResult, Report
@@ -137,7 +137,7 @@ def test_markdown_has_every_model_with_its_figures(report: Report) -> None:
 def test_markdown_has_limits_stages_environment_and_skipped_targets(report: Report) -> None:
     text = markdown_report(report)
     parsed = tables(text)
-    assert [row[-1] for row in parsed["Limits"][2:]] == ["passed", "passed", "passed", "missed", "skipped"]
+    assert [row[-1] for row in parsed["Limits"][2:]] == ["kept", "kept", "kept", "missed", "not judged"]
     assert (parsed["Stages"][3][0], parsed["Stages"][3][3]) == ("prune", "cached")
     assert parsed["quantize: damage"][2] == ["layer.1", "0.0123", "49,152", "kept in float"]
     assert "- prune: layers \\[0, 5\\] of 6 kept" in text
@@ -228,6 +228,25 @@ def test_times_of_a_noisy_machine_are_marked_as_approximate(build: Callable[...,
     assert "~" not in quiet_text
     latency = format_value(describe_metric("latency_ms", "ms"), report.find(FINAL, "latency_ms", "cpu").value)
     assert latency in quiet_text and f"~{latency}" in noisy_text
+    assert f"~{latency}" in markdown_report(noisy) and f"~{latency}" not in markdown_report(report)
+
+
+def test_speedup_that_differs_from_the_latencies_is_explained(build: Callable[..., Report]) -> None:
+    report = build()
+    before, now = (report.find(model, "latency_ms", "cpu").value for model in (BASELINE, FINAL))
+
+    def with_speedup(value: float) -> Report:
+        rows = [
+            row.model_copy(update={"value": value}) if (row.model, row.metric, row.target) == (FINAL, "speedup", "cpu")
+            else row
+            for row in report.measurements
+        ]  # fmt: skip
+        return report.model_copy(update={"measurements": tuple(rows)})
+
+    assert speedup_notes(with_speedup(before / now * 1.05)) == ()
+    (note,) = speedup_notes(with_speedup(before / now / 2))
+    assert f"quotient of the two median latencies is {before / now:.3g}x" in note
+    assert note in " ".join(shown(console_table(with_speedup(before / now / 2)), 400).split())
 
 
 @pytest.mark.parametrize(

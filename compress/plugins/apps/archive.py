@@ -65,8 +65,10 @@ def unpack(archive: Path, folder: Path) -> None:
                     hint="take it again; or, if it was packed anew on purpose, unpack it and verify the folder",
                 )
             if comment[len(_MARK) :].decode("ascii", "replace") != _digest_before_seal(archive):
+                name = _damaged_entry(opened)
                 raise BundleError(
-                    "The zip was changed after it was written: its SHA-256 differs from the one in its seal.",
+                    "The zip was changed after it was written: "
+                    + (f"{name} does not have its checksum." if name else "its SHA-256 differs from its seal."),
                     where=str(archive),
                     hint="take it again from where it came",
                 )
@@ -86,6 +88,18 @@ def unpack(archive: Path, folder: Path) -> None:
         raise StorageError(
             f"The zip cannot be unpacked: {error.strerror or error}.", where=str(error.filename or archive)
         ) from error
+
+
+def _damaged_entry(opened: zipfile.ZipFile) -> str | None:
+    """Return the name of the first entry that does not have its checksum. Sizes must have been checked."""
+    for name in opened.namelist():
+        try:
+            with opened.open(name) as source:
+                while source.read(_CHUNK):
+                    pass
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError):
+            return name
+    return None
 
 
 def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,8 +167,6 @@ class NightRun:
             folder = create_run_folder(self.artifacts / NIGHTS / self.suite.name, started)
         results: dict[str, EntryResult] = {}
         interrupted = False
-        # A service manager ends a night by SIGTERM, which acts as Ctrl-C meanwhile.
-        previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             if self.workers is not None:
                 seconds = self.suite.budget_minutes * 60
@@ -179,11 +176,9 @@ class NightRun:
             starved = {outcome.entry for outcome in last if outcome.status == "not run"}
             for entry in sorted(self.suite.entries, key=lambda entry: entry.label not in starved):
                 results[entry.label] = self._run_entry(entry, folder / entry.label, earlier)
-        # The entries that finished are still worth recording.
+        # The entries that finished are still worth recording. SIGTERM of a service manager acts as Ctrl-C, see `main`.
         except KeyboardInterrupt:
             interrupted = True
-        finally:
-            signal.signal(signal.SIGTERM, previous_handler)
         # The record lists the entries in the order of the suite, whatever the order of execution.
         ordered = [
             results.get(entry.label) or _not_run(entry, "the night was interrupted") for entry in self.suite.entries

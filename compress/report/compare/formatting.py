@@ -11,13 +11,16 @@ from compress.report.compare.change import ComparedModel, Comparison, JudgedLimi
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.plot import Scale, nice_ticks
 from compress.results.formatting import format_number, format_value
-from compress.results.metrics import describe_metric
+from compress.results.metrics import describe_metric, main_metrics
 
 SIGNS: dict[Verdict, str] = {"better": "\u2191", "same": "=", "worse": "\u2193", "can't tell": "?"}
 VERDICT_TEXTS: dict[Verdict, str] = {"better": "better", "same": "same", "worse": "worse", "can't tell": "inconclusive"}
 """Verdicts as readers see them."""
 ORDER: tuple[Verdict, ...] = ("worse", "can't tell", "better", "same")
 """Verdicts in the order in which readers need them."""
+
+
+_MOST_NAMES = 6
 
 
 def metric_title(change: MetricChange) -> str:
@@ -132,6 +135,11 @@ def change_sentence(change: MetricChange) -> str:
     return f"{change.metric} on {change.target}: {values}, {effect_text(change)}{interval_phrase}"
 
 
+def detailed_sentence(change: MetricChange) -> str:
+    """Return `change_sentence` with the smallest change that matters, and the verdict with the samples needed."""
+    return f"{change_sentence(change)}, {margin_phrase(change)}: {verdict_text(change)}"
+
+
 def judged_name(judgement: Judgement) -> str:
     """Return `accuracy`, or `accuracy in label=negative`."""
     return f"{judgement.metric} in {judgement.slice}" if judgement.slice else judgement.metric
@@ -172,8 +180,7 @@ def comparison_sentence(comparison: Comparison) -> str:
     for verdict in changed:
         names = [change.metric for change in changes if change.verdict == verdict]
         if names:
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            parts.append(f"{verdict}: {', '.join(dict.fromkeys(names[:6]))}{more}")
+            parts.append(f"{verdict}: {_shortened(list(dict.fromkeys(names)))}")
     unchanged: tuple[Verdict, ...] = ("same", "can't tell")
     for verdict in unchanged:
         count = sum(change.verdict == verdict for change in changes)
@@ -193,6 +200,13 @@ def by_importance(comparison: Comparison) -> list[MetricChange]:
     return sorted(comparison.changes, key=lambda change: ORDER.index(change.verdict))
 
 
+def main_changes(changes: Sequence[MetricChange], comparison: Comparison) -> list[MetricChange]:
+    """Return the changes of main metrics and of metrics with a limit, and all that got worse."""
+    units = {change.metric: change.unit for change in changes}
+    names = {metric.name for metric in main_metrics(units)} | {limit.metric for limit in comparison.limits}
+    return [change for change in changes if change.metric in names or change.verdict == "worse"] or list(changes)
+
+
 def distinct(changes: Iterable[MetricChange]) -> list[MetricChange]:
     """Return changes without repetitions: the size of one file is measured on each target."""
     kept: dict[tuple[object, ...], MetricChange] = {}
@@ -208,10 +222,25 @@ def evidence_lines(comparison: Comparison) -> list[str]:
     """Return notes and all metrics without a comparison, as lines."""
     lines = list(comparison.notes)
     lines += [f"the machines differ: {difference}" for difference in comparison.host_differences]
-    reasons: dict[str, list[str]] = {}
-    for missing in comparison.uncompared:
-        reasons.setdefault(f"on {missing.target}: {missing.reason}", []).append(missing.metric)
-    return lines + [f"not compared: {', '.join(metrics)} {reason}" for reason, metrics in reasons.items()]
+    # More samples would not settle these changes.
+    unsettled = [change for change in comparison.changes if change.verdict == "can't tell" and change.more is None]
+    lines += _grouped("inconclusive", ((change.metric, f": {change.note}") for change in unsettled if change.note))
+    missing = ((row.metric, f" on {row.target}: {row.reason}") for row in comparison.uncompared)
+    return lines + _grouped("not compared", missing)
+
+
+def _grouped(heading: str, reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Return `heading: metric, metric and 3 more: reason` for each reason of (metric, reason) pairs."""
+    metrics: dict[str, list[str]] = {}
+    for metric, reason in reasons:
+        metrics.setdefault(reason, []).append(metric)
+    return [f"{heading}: {_shortened(list(dict.fromkeys(names)))}{reason}" for reason, names in metrics.items()]
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )
 
 
 def equal_texts(comparison: Comparison) -> str:

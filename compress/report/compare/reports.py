@@ -44,7 +44,25 @@ _SLICED = (_ACCURACY, "exact_match")
 """Metrics whose outcomes are right or wrong for each row."""
 _SLICE_MARGIN = Margin(0.02, relative=False)
 _SHARPER = "times of different sessions: `compress compare --now` times both alternately, which is more precise"
+_IN_TURNS = "changes of times are mean ratios of calls timed in turns, which can differ from the columns' quotient"
+_CORRECTED = (
+    "changes of times are divided by those of reference kernels timed in both sessions, so they differ from the "
+    "columns' quotient"
+)
+_NOTABLE_DIFFERENCE = 0.1
+"""Relative difference of a time's change and the quotient of its values from which a note explains it."""
 _REUSED = "the same measurement: the timings were reused, --remeasure repeats them"
+
+
+def _differs_from_columns(changes: tuple[MetricChange, ...]) -> bool:
+    """Return whether the change of a time differs notably from the quotient of its two values."""
+    timed = (
+        change
+        for change in changes
+        if change.scale == "relative" and change.baseline > 0 and describe_metric(change.metric, change.unit).timed
+    )
+    quotients = ((1 + change.effect) * change.baseline / change.candidate for change in timed if change.candidate > 0)
+    return any(abs(quotient - 1) > _NOTABLE_DIFFERENCE for quotient in quotients)
 
 
 def compare_reports(
@@ -310,13 +328,19 @@ class _Ways:
 
     def notes(self, changes: tuple[MetricChange, ...]) -> Iterator[str]:
         """Yield notes on the comparison as a whole."""
-        baseline, candidate = self.sides.baseline, self.sides.candidate
-        if self.one_session:
-            if self.one_model:
-                yield "both sides are the same run"
-            if noise := unusable_machine(candidate.environment):
-                yield f"the machine was too noisy for precise times: {noise}"
+        if not self.one_session:
+            yield from self._notes_on_sessions(changes)
             return
+        if self.one_model:
+            yield "both sides are the same run"
+        if noise := unusable_machine(self.sides.candidate.environment):
+            yield f"the machine was too noisy for precise times, although ratios of calls in turns hold: {noise}"
+        if _differs_from_columns(changes):
+            yield _IN_TURNS
+
+    def _notes_on_sessions(self, changes: tuple[MetricChange, ...]) -> Iterator[str]:
+        """Yield notes on the comparison of two runs."""
+        baseline, candidate = self.sides.baseline, self.sides.candidate
         if baseline.recipe != candidate.recipe:
             yield f"from different recipes: {baseline.recipe} and {candidate.recipe}"
         if not self.sides.same_rows():
@@ -326,10 +350,16 @@ class _Ways:
         yield from (f"software differs: {difference}" for difference in self.hosts.software)
         if self.hosts.machine and self.across_hosts:
             yield f"times are compared across machines, as requested: {'; '.join(self.hosts.machine)}"
+        if _differs_from_columns(changes):
+            yield _CORRECTED
         if self.reused:
             yield f"times are {_REUSED}"
-        elif any(_varies(describe_metric(change.metric, change.unit)) for change in changes):
+        elif any(_varies(describe_metric(change.metric, change.unit)) and self._matters(change) for change in changes):
             yield _SHARPER
+
+    def _matters(self, change: MetricChange) -> bool:
+        """Return whether the policy has a rule for the change, or none that would choose among the metrics."""
+        return not self.policy.rules or self.policy.rule(change.metric) is not None
 
 
 def _varies(metric: Metric) -> bool:

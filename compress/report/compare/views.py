@@ -27,8 +27,8 @@ _STYLES = {
 _LIMIT_STYLES = {"kept": "green", "missed": "bold red", "cannot tell": "yellow"}
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 _FIGURES = (TableColumn("before", right=True), TableColumn("now", right=True), TableColumn("change", right=True))
-_LEFT_OUT = "too wide for this terminal; --json and --format html have them"
-_DETAILS = "Intervals, margins and the number of samples needed: -v, --json or --format html."
+_DETAILS = "intervals, margins and the number of samples needed"
+_SOURCES = ": -v, --json or --format html."
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
@@ -42,19 +42,24 @@ def _text(text: str, style: str = "") -> Text:
 
 
 def console_comparison(comparison: Comparison, verbose: bool = False) -> RenderableType:
-    """Return a line for each metric, the limits, the worst slice, notes, and the verdict.
+    """Return a line for each main metric, the limits, the worst slice, notes, and the verdict.
 
     Args:
         comparison: Comparison that is shown.
-        verbose: Whether intervals, margins and numbers of samples are shown too.
+        verbose: Whether all metrics, intervals, margins and numbers of samples are shown too.
     """
+    changes = formatting.distinct(formatting.by_importance(comparison))
+    shown = changes if verbose else formatting.main_changes(changes, comparison)
     rows = [
         ([formatting.SIGNS[change.verdict], *formatting.change_cells(change)], _STYLES[change.verdict], change)
-        for change in formatting.distinct(formatting.by_importance(comparison))
+        for change in shown
     ]
+    hidden = len(changes) - len(shown)
+    details = [_text(formatting.detailed_sentence(change)) for change in shown] if verbose else []
     limits = [_text(formatting.limit_line(limit), style=_LIMIT_STYLES[limit.verdict]) for limit in comparison.limits]
     parts: list[RenderableType] = [
-        *_sides(comparison), _table("Comparison", "matters from", rows, verbose), *limits, *_below(comparison, verbose)
+        *_sides(comparison), _table("Comparison", rows), *details, *limits,
+        *_below(comparison, verbose, hidden),
     ]  # fmt: skip
     return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
 
@@ -72,12 +77,15 @@ def console_gate(result: GateResult, verbose: bool = False) -> RenderableType:
         for item in result.judgements
         if not item.limit and (item.slice or item.change is None or id(item.change) in shown)
     ]
+    details = [_text(formatting.detailed_sentence(change)) for _, _, change in rows if change] if verbose else []
     limits = [item for item in result.judgements if item.limit]
-    open_questions = [item for item in (*result.having("failed"), *result.having("warned")) if item not in limits]
+    # `_below` has the reasons of changes that more samples would not settle.
+    warned = [item for item in result.having("warned") if item.change is None or item.change.more is not None]
+    open_questions = [item for item in (*result.having("failed"), *warned) if item not in limits]
     reasons = [_text(f"{_MARKS[item.status]} {formatting.judgement_text(item)}", style=_STYLES[item.status])
            for item in (*limits, *open_questions)]  # fmt: skip
     return Group(
-        *_sides(result.comparison), _table("Gate", "allowed", rows, verbose), *_below(result.comparison, verbose),
+        *_sides(result.comparison), _table("Gate", rows), *details, *_below(result.comparison, verbose),
         *reasons, _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
     )  # fmt: skip
 
@@ -87,35 +95,32 @@ def _sides(comparison: Comparison) -> Iterator[Text]:
     yield _text(f"candidate: {formatting.side_text(comparison.candidate)}", style="dim")
 
 
-def _table(
-    title: str, margin: str, rows: Sequence[tuple[list[str], str, MetricChange | None]], verbose: bool
-) -> ResponsiveTable:
+def _table(title: str, rows: Sequence[tuple[list[str], str, MetricChange | None]]) -> ResponsiveTable:
     """Return a table of rows with their styles and changes.
 
     Args:
         title: Title of the table.
-        margin: Heading of the column of margins.
         rows: Cells of `change_cells` or `judgement_cells` behind a sign, the style, and the change.
-        verbose: Whether intervals, margins and numbers of samples are shown too.
     """
     targets = dict.fromkeys(cells[2] for cells, _, _ in rows)
     on = [TableColumn("on")] if len(targets) > 1 else []
-    details = [TableColumn("interval", rank=3), TableColumn(margin, right=True, rank=2)] if verbose else []
     title = title if on or not targets else f"{title} on {next(iter(targets))}"
-    columns = [TableColumn(""), TableColumn("metric"), *on, *_FIGURES, *details, TableColumn("verdict")]
-    table = ResponsiveTable(title, columns, _LEFT_OUT)
-    for (sign, metric, target, *figures, interval, allowed, last), style, change in rows:
-        verdict = last if verbose or change is None else formatting.short_verdict(change)
+    columns = [TableColumn(""), TableColumn("metric"), *on, *_FIGURES, TableColumn("verdict")]
+    table = ResponsiveTable(title, columns)
+    for (sign, metric, target, *figures, _interval, _margin, last), style, change in rows:
+        verdict = last if change is None else formatting.short_verdict(change)
         # The rates of a table have one unit, which would only widen it.
         figures = [figure.removesuffix(" examples/s") for figure in figures]
-        cells = [sign, metric, *([target] if on else []), *figures, *([interval, allowed] if verbose else []), verdict]
-        table.add(*map(_plain, cells), style=style)
+        table.add(*map(_plain, (sign, metric, *([target] if on else []), *figures, verdict)), style=style)
     return table
 
 
-def _below(comparison: Comparison, verbose: bool) -> Iterator[Text]:
-    if not verbose and any(change.confidence for change in comparison.changes):
-        yield _text(_DETAILS, style="dim")
+def _below(comparison: Comparison, verbose: bool, hidden: int = 0) -> Iterator[Text]:
+    more = f"{hidden} more metrics, none of them worse" if hidden > 1 else "1 more metric, not worse" if hidden else ""
+    details = _DETAILS if any(change.confidence for change in comparison.changes) else ""
+    if not verbose and (more or details):
+        text = "; ".join(filter(None, (more, details))) + _SOURCES
+        yield _text(text[:1].upper() + text[1:], style="dim")
     worst = comparison.worst_slice
     if worst:
         yield _slice("worst slice", worst)
@@ -136,7 +141,7 @@ def _slice(title: str, slice_change: SliceChange) -> Text:
     change = slice_change.change
     interval = formatting.interval_text(change)
     text = f"{title}: {slice_change.name} ({slice_change.rows:,} rows), {formatting.effect_text(change)}"
-    interval_phrase = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
+    interval_phrase = f", interval {interval}" if interval else ""
     return _text(f"{text}{interval_phrase}: {formatting.VERDICT_TEXTS[change.verdict]}", style=_STYLES[change.verdict])
 
 

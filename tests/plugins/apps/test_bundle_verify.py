@@ -61,6 +61,17 @@ def new_key(folder: Path) -> Path:
     return path
 
 
+def test_changed_file_in_the_zip_is_named(made: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
+    with zipfile.ZipFile(copy) as opened:
+        entry = max(opened.infolist(), key=lambda entry: entry.compress_size)
+    content = bytearray(copy.read_bytes())
+    content[entry.header_offset + entry.compress_size // 2] ^= 1
+    copy.write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=f"written: {re.escape(entry.filename)} does not have its checksum"):
+        verify(copy)
+
+
 def test_flipped_bit_in_the_zip_is_detected(made: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
     chance, size = random.Random(0), copy.stat().st_size

@@ -162,7 +162,8 @@ def test_night_completes_despite_failures_and_names_the_regression(night_folder:
     assert statuses == {"tiny": "passed", "broken": "failed", "endless": "failed", "degraded": "missed"}
     assert outcomes["broken"]["exit_code"] == 2
     assert "nowhere" in outcomes["broken"]["reason"]
-    assert outcomes["endless"]["exit_code"] == -signal.SIGTERM
+    # It ends as by Ctrl-C, or is still importing.
+    assert outcomes["endless"]["exit_code"] in (130, -signal.SIGTERM)
     assert 1.2 <= outcomes["endless"]["seconds"] < 1.2 + 25
     (gated,) = [finding for finding in night_record["findings"] if finding["kind"] == "gate"]
     assert (gated["entry"], gated["metric"], gated["target"]) == ("degraded", "accuracy", "cpu")

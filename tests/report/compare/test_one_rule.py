@@ -81,12 +81,32 @@ def test_terminal_of_80_columns_shows_before_now_change_and_verdict_and_no_size_
         row(model, target, metric, value)
         for target in ("cpu", "gpu")
         for model, value in (("baseline", 9e7), ("final", 1e7))
-        for metric in ("size_bytes", "peak_memory_bytes_batch_32")
+        for metric in ("size_bytes", "peak_memory_bytes")
     ]
     report = Report(recipe="made", environment={}, measurements=tuple(rows))
     lines = shown(console_comparison(compare_reports(report, report, baseline_model="baseline")), 80).splitlines()
     heading = next(line for line in lines if "metric" in line)
     assert heading.split() == ["metric", "on", "before", "now", "change", "verdict"]
     assert len([line for line in lines if line[3:].startswith("size_bytes")]) == 1
-    assert len([line for line in lines if line[3:].startswith("peak_memory_bytes_batch_32")]) == 2
+    assert len([line for line in lines if line[3:].startswith("peak_memory_bytes")]) == 2
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_short_table_has_main_metrics_metrics_with_a_limit_and_all_that_got_worse() -> None:
+    def row(model: str, metric: str, value: float) -> Measurement:
+        return Measurement(model=model, target="cpu", metric=metric, value=value, unit="bytes")
+
+    values = {"size_bytes": (9e7, 1e7), "runtime_memory_bytes": (5e7, 6e7), "peak_memory_bytes_batch_32": (9e7, 8e7)}
+    rows = [
+        row(model, name, value)
+        for name, pair in values.items()
+        for model, value in zip(("baseline", "final"), pair, strict=True)
+    ]
+    comparison = compare_reports(*[Report(recipe="made", environment={}, measurements=tuple(rows))] * 2,
+                                 baseline_model="baseline")  # fmt: skip
+    short, long = (shown(console_comparison(comparison, verbose=verbose), 80) for verbose in (False, True))
+    assert "runtime_memory_bytes" in short
+    assert "size_bytes" in short
+    assert "peak_memory_bytes_batch_32" not in short.partition("1 more metric")[0]
+    assert "1 more metric, not worse" in short
+    assert "peak_memory_bytes_batch_32" in long

@@ -1,13 +1,13 @@
-"""Read millions of mutated files of every kind that may come from strangers, and record what is no error about the file.
+"""Read mutated files of every kind that may come from strangers, and record each answer that is no error about the file.
 
     python benchmarks/fuzz.py --minutes 60 [--kind gguf] [--seed 7] [--jobs 2]
     python benchmarks/fuzz.py --mutations 500           # of each kind, as in CI
     python benchmarks/fuzz.py --kind gguf --seed 7 --index 1234     # one mutation again, with its traceback
     python benchmarks/fuzz.py --kind gguf --input artifacts/fuzz/gguf-7-1234    # a folder that a run has kept
 
-A mutation follows from kind, seed and index alone. A reader fails if it raises anything but a `CompressError`, takes more
-than 20 s or 2 GB, or accepts what the packages gguf, onnx and safetensors read otherwise. The kinds are the rows of
-`benchmarks/fuzzing/targets.py`. Exit code 1: something failed.
+A mutation follows from kind, seed and index alone. A reader fails if it raises anything but a `CompressError`, takes
+more than 20 s or 2 GB, or accepts what the packages gguf, onnx and safetensors read otherwise. The kinds are the rows
+of `benchmarks/fuzzing/targets.py`. Exit code 1: something failed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import typer
+
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
 
-from fuzzing.targets import TARGETS, Target  # noqa: E402, the environment comes first
-from fuzzing.worker import (  # noqa: E402
+from fuzzing.targets import TARGETS, Target
+from fuzzing.worker import (
     LIMIT_SECONDS,
     Sandbox,
     State,
@@ -174,7 +176,7 @@ def _packed(state: State) -> bytes:
 def run_all(runs: list[Run], seed: int, jobs: int, failures: Path) -> None:
     """Run the workers, ``jobs`` at a time, and print a row for each that ends."""
     waiting, active = runs[:], list[Run]()
-    print(_line("kind", "mutations", "accepted", "rejected", "failures", "per s", "peak MB", "longest s"), flush=True)
+    typer.echo(_line("kind", "mutations", "accepted", "rejected", "failures", "per s", "peak MB", "longest s"))
     while waiting or active:
         while waiting and len(active) < jobs:
             active.append(waiting.pop(0))
@@ -183,7 +185,7 @@ def run_all(runs: list[Run], seed: int, jobs: int, failures: Path) -> None:
             active.remove(run)
             row = run.row()
             keys = ("kind", "mutations", "accepted", "rejected", "failures", "per_second", "peak_mb", "longest_seconds")
-            print(_line(*(row[key] for key in keys)), flush=True)
+            typer.echo(_line(*(row[key] for key in keys)))
         time.sleep(0.02)
 
 
@@ -197,15 +199,17 @@ def show_case(target: Target, seeds: Seeds, seed: int, index: int | None, folder
 
     with tempfile.TemporaryDirectory(dir=scratch_root()) as name:
         if folder is not None:
-            files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            files = {
+                path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+            }
             sandbox = Sandbox(Path(name), files, scan=False)
         else:
             assert index is not None, "one of the two is given"
             number, file, content, _ = mutated(target, seeds, seed, index)
             sandbox = Sandbox(Path(name), seeds[number], scan=False)
             sandbox.put(target, file, content)
-            print(f"{file}: {content[:500]!r}{'...' if len(content) > 500 else ''}")
-        print("accepted" if read_case(target, sandbox.folder) else "rejected")
+            typer.echo(f"{file}: {content[:500]!r}{'...' if len(content) > 500 else ''}")
+        typer.echo("accepted" if read_case(target, sandbox.folder) else "rejected")
 
 
 def parsed() -> argparse.Namespace:
@@ -239,14 +243,14 @@ def main() -> None:
     run_all(runs, options.seed, options.jobs, failures)
     rows = [run.row() for run in runs]
     total = {key: sum(row[key] for row in rows) for key in ("mutations", "accepted", "rejected", "failures")}
-    print(_line("total", *total.values()))
+    typer.echo(_line("total", *total.values()))
     (failures / "results.json").write_text(json.dumps({"seed": options.seed, "total": total, "kinds": rows}, indent=1))
     log = failures / "failures.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for (kind, name), count in Counter((record["kind"], record["signature"]) for record in records).items():
         first = next(record for record in records if (record["kind"], record["signature"]) == (kind, name))
         command = f"python benchmarks/fuzz.py --kind {kind} --seed {options.seed} --index {first['index']}"
-        print(f"{kind}: {count} x {name}\n    {command}")
+        typer.echo(f"{kind}: {count} x {name}\n    {command}")
     raise SystemExit(1 if total["failures"] else 0)
 
 

@@ -151,7 +151,18 @@ def _gguf_text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-_NAMES = (b"", b"a", b"\xff\xfe", b"a\x00b", b"\x1b[2J", b"general.alignment", b"blk.0.attn_q.weight", b"x" * 70_000, b"a." * 3000, "\u00b2".encode())
+_NAMES = (
+    b"",
+    b"a",
+    b"\xff\xfe",
+    b"a\x00b",
+    b"\x1b[2J",
+    b"general.alignment",
+    b"blk.0.attn_q.weight",
+    b"x" * 70_000,
+    b"a." * 3000,
+    "\u00b2".encode(),
+)
 
 
 def mutate_gguf(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
@@ -372,7 +383,9 @@ def mutate_onnx(chance: random.Random, content: bytes, others: Sequence[bytes]) 
 def _changed_fields(chance: random.Random, fields: list[Any], content: bytes, others: Sequence[bytes]) -> list[Any]:
     at = chance.randrange(len(fields)) if fields else 0
     if not fields or chance.randrange(8) == 0:
-        new = chance.choice(([chance.randrange(1, 16), 0, chance.choice((*INTEGERS, *HUGE))], [1, 2, b""], [5, 2, b"x"]))
+        new = chance.choice(
+            ([chance.randrange(1, 16), 0, chance.choice((*INTEGERS, *HUGE))], [1, 2, b""], [5, 2, b"x"])
+        )
         return [*fields[:at], new, *fields[at:]]
     number, wire, value = fields[at]
     match chance.randrange(8):
@@ -402,8 +415,23 @@ def _changed_fields(chance: random.Random, fields: list[Any], content: bytes, ot
         case _ if isinstance(value, int):
             fields[at] = [number, wire, odd_integer(chance, value, len(content))]
         case _ if isinstance(value, bytes):
-            texts = (b"", b"\xff", b"a\x00b", b"../x", b"/etc/passwd", b"w.bin", b"-1", b"9" * 30, b"MatMul", b"\x1b[2J")
-            fields[at] = [number, wire, chance.choice((chance.choice(texts), mutate_bytes(chance, value, ()), value * 3))]
+            texts = (
+                b"",
+                b"\xff",
+                b"a\x00b",
+                b"../x",
+                b"/etc/passwd",
+                b"w.bin",
+                b"-1",
+                b"9" * 30,
+                b"MatMul",
+                b"\x1b[2J",
+            )
+            fields[at] = [
+                number,
+                wire,
+                chance.choice((chance.choice(texts), mutate_bytes(chance, value, ()), value * 3)),
+            ]
     return fields
 
 
@@ -435,8 +463,22 @@ def mutate_png(chance: random.Random, content: bytes, others: Sequence[bytes]) -
                 fields[at] = chance.choice(sizes) if at < 2 else chance.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
                 chunks[0] = (b"IHDR", struct.pack(">IIBBBBB", *fields))
             case 3:
-                kinds = (b"tRNS", b"PLTE", b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"acTL", b"fcTL", b"fdAT")
-                body = chance.choice((b"", b"\0", data, bytes(chance.randrange(256) for _ in range(40)), b"a\0\0" + data))
+                kinds = (
+                    b"tRNS",
+                    b"PLTE",
+                    b"eXIf",
+                    b"iCCP",
+                    b"tEXt",
+                    b"zTXt",
+                    b"iTXt",
+                    b"gAMA",
+                    b"acTL",
+                    b"fcTL",
+                    b"fdAT",
+                )
+                body = chance.choice(
+                    (b"", b"\0", data, bytes(chance.randrange(256) for _ in range(40)), b"a\0\0" + data)
+                )
                 chunks.insert(chance.randrange(len(chunks)), (chance.choice(kinds), body))
             case 4 if kind == b"IDAT":
                 pixels = bytes(chance.choice((0, 1, 10, 10**6)))
@@ -445,7 +487,9 @@ def mutate_png(chance: random.Random, content: bytes, others: Sequence[bytes]) -
                 chance.shuffle(chunks)
             case _:
                 chunks[index] = (kind, mutate_bytes(chance, data, ()))
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
     return content[:8] + b"".join(parts)
 
 

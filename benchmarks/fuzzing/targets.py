@@ -336,9 +336,7 @@ def read_image(folder: Path) -> object:
     value = media(str(folder / "image"), None)
     assert value is not None, "the path is no empty text"
     counts: Counter[str] = Counter()
-    return each(
-        lambda: decode(value, "RGB", counts), lambda: decode(value, "L", counts), lambda: picture_size(value)
-    )
+    return each(lambda: decode(value, "RGB", counts), lambda: decode(value, "L", counts), lambda: picture_size(value))
 
 
 def read_annotations(folder: Path) -> object:
@@ -697,8 +695,8 @@ TARGETS = (
     Target("traffic", seeds.traffic, read_traffic, {"*.jsonl": _LINES}),
     Target("bundle-zip", seeds.bundles, unpack_bundle, {"*.zip": _sealed(_ZIP)}, writes=True),
     Target(
-        "bundle", seeds.bundles, verify_bundle, {"*/manifest.json": _JSON, "*/selftest.json": _JSON, "*/config.json": _JSON},
-        finish=_reseal,
+        "bundle", seeds.bundles, verify_bundle,
+        {"*/manifest.json": _JSON, "*/selftest.json": _JSON, "*/config.json": _JSON}, finish=_reseal,
     ),
     Target("registry-log", seeds.registries, read_registry, {"*/log": mutate_log}, writes=True),
     Target("registry-record", seeds.records, read_version_record, {"record.json": _JSON}),

@@ -238,9 +238,7 @@ def mutate_json_lines(chance: random.Random, content: bytes, others: Sequence[by
     return b"\n".join(lines) + (b"\n" if chance.random() < 0.9 else b"")
 
 
-def mutate_text(
-    chance: random.Random, content: bytes, others: Sequence[bytes], tokens: Sequence[bytes] = ()
-) -> bytes:
+def mutate_text(chance: random.Random, content: bytes, others: Sequence[bytes], tokens: Sequence[bytes] = ()) -> bytes:
     """Insert tokens, move and copy lines, change bytes and the encoding."""
     for _ in range(chance.choice((1, 1, 2, 4))):
         at = chance.randrange(len(content) + 1)
@@ -269,10 +267,63 @@ def mutate_text(
 _YAML_TOKENS = tuple(
     text.encode()
     for text in (
-        *("- ", ": ", "? ", "&a ", "*a", "*a\n", "<<: *a\n", "<<: ", "!!python/object/apply:os.system ", "!!set ", "!x "),
-        *("!!binary ", "|\n", ">-\n", "---\n", "...\n", "%YAML 1.1\n", "%TAG ! x\n", "\t", "#", "'", '"', "[", "{", "}"),
-        *("]", "\n", "\n  ", "a: &b [*b]\n", "\0", "\x1b", "\ufeff", "\x85", "\u2028", "0x", "0o8", ".nan", ".inf", "~"),
-        *("1" * 120, "[" * 500, "{a: " * 100, "- " * 300, "? " * 300, "k: &k {x: 1}\n", "\\ud800", '"\\ud800"', "@", "`"),
+        *(
+            "- ",
+            ": ",
+            "? ",
+            "&a ",
+            "*a",
+            "*a\n",
+            "<<: *a\n",
+            "<<: ",
+            "!!python/object/apply:os.system ",
+            "!!set ",
+            "!x ",
+        ),
+        *(
+            "!!binary ",
+            "|\n",
+            ">-\n",
+            "---\n",
+            "...\n",
+            "%YAML 1.1\n",
+            "%TAG ! x\n",
+            "\t",
+            "#",
+            "'",
+            '"',
+            "[",
+            "{",
+            "}",
+        ),
+        *(
+            "]",
+            "\n",
+            "\n  ",
+            "a: &b [*b]\n",
+            "\0",
+            "\x1b",
+            "\ufeff",
+            "\x85",
+            "\u2028",
+            "0x",
+            "0o8",
+            ".nan",
+            ".inf",
+            "~",
+        ),
+        *(
+            "1" * 120,
+            "[" * 500,
+            "{a: " * 100,
+            "- " * 300,
+            "? " * 300,
+            "k: &k {x: 1}\n",
+            "\\ud800",
+            '"\\ud800"',
+            "@",
+            "`",
+        ),
         *("1_000", "12:30:45", "2026-01-01", "yes", "on", "=", "<<"),
     )
 )
@@ -303,7 +354,25 @@ def _parsed_yaml(content: bytes) -> Any:
 _TABLE_TOKENS = tuple(
     text.encode()
     for text in (
-        *(",", ";", "\t", "|", '"', '""', '"\n"', "\n", "\r", "\r\n", "\0", "\x1a", "\ufeff", "\x85", "\u2028", "'", "\\"),
+        *(
+            ",",
+            ";",
+            "\t",
+            "|",
+            '"',
+            '""',
+            '"\n"',
+            "\n",
+            "\r",
+            "\r\n",
+            "\0",
+            "\x1a",
+            "\ufeff",
+            "\x85",
+            "\u2028",
+            "'",
+            "\\",
+        ),
         *("\x1b[31m", "=1+1", "nan", "1e999", "a" * 70_000, "," * 3000, '"' * 3001, "\x81", "\udcff", "text", "label"),
     )
     if "\udcff" not in text
@@ -317,7 +386,17 @@ def mutate_table(chance: random.Random, content: bytes, others: Sequence[bytes])
 
 def mutate_template(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
     """Mutate a Jinja template."""
-    tokens = ("{{", "}}", "{%", "%}", "{% for m in messages %}", "{% endfor %}", "{{ 1/0 }}", "{{ messages }}", "| trim")
+    tokens = (
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{% for m in messages %}",
+        "{% endfor %}",
+        "{{ 1/0 }}",
+        "{{ messages }}",
+        "| trim",
+    )
     more = ("{% if x %}", "{% endif %}", "{{ x.y.z }}", "{{ raise_exception('a') }}", "{{ range(10**9) }}", "{#", "#}")
     return mutate_text(chance, content, others, [token.encode() for token in (*tokens, *more)])
 
@@ -325,14 +404,54 @@ def mutate_template(chance: random.Random, content: bytes, others: Sequence[byte
 def mutate_xml(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
     """Mutate attributes and tags of an XML document."""
     if chance.randrange(3) == 0:
-        tokens = ("<", ">", "&amp;", "&x;", "<!DOCTYPE x>", "<![CDATA[", "<layer>", "</layer>", "<data/>", "\0", "&#0;", "]]>")
+        tokens = (
+            "<",
+            ">",
+            "&amp;",
+            "&x;",
+            "<!DOCTYPE x>",
+            "<![CDATA[",
+            "<layer>",
+            "</layer>",
+            "<data/>",
+            "\0",
+            "&#0;",
+            "]]>",
+        )
         more = ("<a>" * 3000, "<a>" * 100_000, '<?xml encoding="utf-16"?>', "<!ENTITY x 'y'>", "\ufeff", "<!--")
         return mutate_text(chance, content, others, [token.encode() for token in (*tokens, *more)])
     places = list(re.finditer(rb'="([^"]*)"', content))
     for _ in range(chance.choice((1, 1, 2))):
         place = chance.choice(places)
-        kinds = ("f32", "f16", "bf16", "f8e4m3", "u4", "i4", "nf4", "u1", "boolean", "string", "", "i65", "undefined", "x")
-        shapes = ("", "2,4", "-1,2", "0", "2,,4", "9" * 5000, "2;4", "1" + ",1" * 100, "18446744073709551616", "a", "\u0663")
+        kinds = (
+            "f32",
+            "f16",
+            "bf16",
+            "f8e4m3",
+            "u4",
+            "i4",
+            "nf4",
+            "u1",
+            "boolean",
+            "string",
+            "",
+            "i65",
+            "undefined",
+            "x",
+        )
+        shapes = (
+            "",
+            "2,4",
+            "-1,2",
+            "0",
+            "2,,4",
+            "9" * 5000,
+            "2;4",
+            "1" + ",1" * 100,
+            "18446744073709551616",
+            "a",
+            "\u0663",
+        )
         more = (str(chance.choice((*NUMBERS, 40, 48, 63, 64, 65))), "Const", "a." * 3000, "&#x1b;", "&lt;")
         new = chance.choice((*kinds, *shapes, *more, *more)).encode()
         if b'"' + place[1] + b'"' in content:

@@ -34,7 +34,7 @@ LIMIT_MESSAGE = 100_000
 """Characters of an error message."""
 SAVED_PER_FAILURE = 3
 _STATE = struct.Struct("<QQQQQdQdQ")
-"""Index, accepted, rejected, failures, bytes beyond those at the start, start of the case, fallbacks, longest case, its index."""
+"""The fields of `State`."""
 
 
 class HangError(BaseException):
@@ -68,12 +68,18 @@ def load_seeds(target: Target) -> list[dict[str, bytes]]:
         target.seeds(root)
         folders = sorted(path for path in root.iterdir() if path.is_dir())
         return [
-            {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+            {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
             for folder in folders
         ]
 
 
-def mutated(target: Target, seeds: Sequence[Mapping[str, bytes]], seed: int, index: int) -> tuple[int, str, bytes, bool]:
+def mutated(
+    target: Target, seeds: Sequence[Mapping[str, bytes]], seed: int, index: int
+) -> tuple[int, str, bytes, bool]:
     """Return the number of a seed, one of its files and its mutated content, from seed and index alone.
 
     The last value says whether the structure could not be mutated, so that bytes were.
@@ -242,7 +248,13 @@ def work(
 
 
 def report_failure(
-    failures: Path, target: Target, seed: int, index: int, name: str, error: BaseException | None, sandbox: Sandbox | None
+    failures: Path,
+    target: Target,
+    seed: int,
+    index: int,
+    name: str,
+    error: BaseException | None,
+    sandbox: Sandbox | None,
 ) -> None:
     """Append a failure to the record, and keep the folder of the first ones of a kind."""
     record: dict[str, Any] = {"kind": target.kind, "seed": seed, "index": index, "signature": name}

@@ -127,7 +127,17 @@ def _read(file: Path) -> bytes:
     return encoded
 
 
-UNREADABLE = (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, EOFError, struct.error)
+UNREADABLE = (
+    ArithmeticError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    EOFError,
+    struct.error,
+)
 """Errors that Pillow raises for broken images."""
 Mode = Literal["RGB", "L"]
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")

@@ -116,7 +116,7 @@ class Checkpoint:
             raise ModelError(
                 f"The integers of {module} do not fit together, or not the config: {first_line(error)}",
                 where=str(self.folder),
-                expected="packed integers, scales and zero points of one shape, and their bits and group_size in the config",
+                expected="packed integers, scales and zero points of one shape, with their bits and group_size",
                 hint="fetch the model again; its files may be of different versions",
             ) from error
 
@@ -155,7 +155,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """Return the `quantization_config` of a quantized checkpoint, or None. Raises `ModelError` if it is no object."""
+        """Return the `quantization_config` of a quantized checkpoint, or None. Raises `ModelError`."""
         quantization = self.config.get("quantization_config")
         if quantization is not None and not isinstance(quantization, dict):
             raise ModelError(

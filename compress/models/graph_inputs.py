@@ -8,10 +8,9 @@ import math
 import re
 import tokenize
 import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.models.json_file import read_json
 from compress.utils.errors import DataError, ModelError

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from compress.utils.errors import ModelError, first_line
-from compress.utils.paths import is_file
+from compress.utils.paths import exists, is_file
 
 MAX_BYTES = 100_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `ModelError` for a missing, giant or special file, or other content."""
-    if os.path.exists(path) and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+    if exists(path) and (not path.is_file() or path.stat().st_size > MAX_BYTES):
         found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is no regular file"
         raise ModelError(f"{path.name} {found}.", where=str(path), expected=f"a file of JSON below {MAX_BYTES:,} bytes")
     try:

@@ -159,13 +159,14 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
     peft = import_peft("an adapter")
     from safetensors import SafetensorError
 
+    refusals: tuple[type[Exception], ...] = (*load_error_types(), UserWarning, SafetensorError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # peft only warns of weights that are missing
             warnings.simplefilter("ignore", FutureWarning)  # its own calls of what transformers will remove
             opened: PeftModel = peft.PeftModel.from_pretrained(module, str(folder))
             loaded = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
-    except (*load_error_types(), UserWarning, SafetensorError) as error:
+    except refusals as error:
         raise ModelError(
             f"peft cannot put the adapter on the model: {first_line(error)}",
             where=str(folder),

@@ -174,7 +174,9 @@ def _read_modules(folder: Path) -> SentenceModules:
     for name in configs:
         length = read_json(folder / name).get("max_seq_length")
         if length is not None and not isinstance(length, int):
-            raise ModelError(f"The max_seq_length of {name} is {length!r:.40}.", where=str(folder / name), expected="a number")
+            raise ModelError(
+                f"The max_seq_length of {name} is {length!r:.40}.", where=str(folder / name), expected="a number"
+            )
     return SentenceModules(width, modes, tuple(steps), configs)
 
 

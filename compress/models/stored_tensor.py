@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 
@@ -93,7 +93,10 @@ class StoredTensor(Frozen):
         if dtype is None and self.decode is None:
             raise ModelError(f"The tensor {self.name!r} has the type {self.dtype}, which cannot be read.")
         try:
-            array: np.ndarray = data.view(dtype).reshape(self.shape) if self.decode is None else self.decode(data)
+            if self.decode is not None:
+                array: np.ndarray = self.decode(data)
+                return array
+            return data.view(cast("np.dtype[Any]", dtype)).reshape(self.shape)
         except (NotImplementedError, OverflowError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The values of the tensor {self.name!r} cannot be read: {first_line(error)}.",
@@ -101,7 +104,6 @@ class StoredTensor(Frozen):
                 expected=f"{self.dtype} values of the shape {list(self.shape)}",
                 hint="Fetch, copy or write the file again.",
             ) from error
-        return array
 
 
 def stored(

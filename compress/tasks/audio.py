@@ -118,8 +118,9 @@ def decode_recording(content: bytes, where: str) -> tuple[np.ndarray, int]:
             hint="copy or convert the file again, e.g. with ffmpeg",
         ) from error
     if rate not in _RATES or count > _MAX_SAMPLES:
+        found = f"a rate of {rate:,} Hz" if rate not in _RATES else f"more than {_MAX_SAMPLES:,} samples"
         raise DataError(
-            f"The recording has {f'a rate of {rate:,} Hz' if rate not in _RATES else f'over {_MAX_SAMPLES:,} samples'}.",
+            f"The recording has {found}.",
             where=where,
             expected=f"at most {_MAX_SAMPLES:,} samples at {_RATES.start:,} to {_RATES.stop - 1:,} Hz",
             hint="cut the recording into parts, or resample it",

@@ -26,7 +26,6 @@ from typing import Any
 
 from compress import DISTRIBUTION
 
-
 _LONGEST = 30_000
 """Characters of a part of a message."""
 

@@ -1,4 +1,4 @@
-"""Read mutated files of every kind that may come from strangers, and record each answer that is no error about the file.
+"""Read mutated files of every kind that may come from strangers, and record what ends in no error about the file.
 
     python benchmarks/fuzz.py --minutes 60 [--kind gguf] [--seed 7] [--jobs 2]
     python benchmarks/fuzz.py --mutations 500           # of each kind, as in CI

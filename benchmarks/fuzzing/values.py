@@ -129,7 +129,8 @@ def _wrong_everywhere(chance: random.Random, value: Any) -> Any:
 def mutate_value(chance: random.Random, value: Any, others: Sequence[Any]) -> Any:
     """Return a tree with one to four edits; its parts may come from ``others``."""
     if chance.random() < 0.02:
-        return _wrong_everywhere(chance, value)
+        value = _wrong_everywhere(chance, value)
+        return value if _count(value) <= _MAX_VALUES else any_value(chance, 3)
     for _ in range(chance.choice((1, 1, 1, 1, 2, 3, 4))):
         paths = list(paths_in(value))
         if not paths or chance.random() < 0.01:
@@ -138,7 +139,23 @@ def mutate_value(chance: random.Random, value: Any, others: Sequence[Any]) -> An
         depth = chance.choice(sorted({len(path) for path in paths}))
         path = chance.choice([path for path in paths if len(path) == depth])
         value = _edited(chance, value, path, paths, others)
-    return value
+    # Copies of copies could fill the memory of the fuzzer itself.
+    return value if _count(value) <= _MAX_VALUES else any_value(chance, 3)
+
+
+_MAX_VALUES = 50_000
+
+
+def _count(value: Any) -> int:
+    """Return the number of values in a tree, or more than `_MAX_VALUES`."""
+    count, waiting = 0, [value]
+    while waiting and count <= _MAX_VALUES:
+        item = waiting.pop()
+        count += 1
+        if isinstance(item, dict | list):
+            count += len(item)
+            waiting += (item.values() if isinstance(item, dict) else item) if count <= _MAX_VALUES else ()
+    return count
 
 
 def _edited(chance: random.Random, value: Any, path: Path, paths: list[Path], others: Sequence[Any]) -> Any:

@@ -225,10 +225,10 @@ def work(
         at_start = _memory("VmRSS")
         signal.signal(signal.SIGALRM, _on_alarm)
         for index in indices:
-            number, file, content, fallback = mutated(target, seeds, seed, index)
             state.index, state.started = index, time.time()
-            state.fallbacks += fallback
             shared[: _STATE.size] = _STATE.pack(*vars(state).values())
+            number, file, content, fallback = mutated(target, seeds, seed, index)
+            state.fallbacks += fallback
             sandbox = sandboxes[number]
             sandbox.put(target, file, content)
             accepted, error = timed(target, sandbox.folder)

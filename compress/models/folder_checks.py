@@ -207,7 +207,8 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
             hint="Copy the files of the tokenizer that the model was trained with into the folder.",
         )
     # Vision-language models nest the language model's config.
-    vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    with wrong_fields(folder / "config.json"):
+        vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     rows = tokenizer_rows(folder)
     if isinstance(vocab_size, int) and rows is not None and rows > vocab_size:
         raise ModelError(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 GRAPH_INPUTS = "graph_inputs.json"
 """File beside a graph whose inputs no tokenizer or other processor prepares."""
 _TYPE = re.compile(r"str|bool|(u?int|float)(8|16|32|64)|bfloat16|float8_\w+")
-_MAX_ELEMENTS = 100_000_000
-"""Elements of a random input at most, far more than one call of a model takes."""
+_UNREADABLE = (tokenize.TokenError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError)
+_MAX_AXES, _MAX_ELEMENTS = 16, 100_000_000
+"""Axes and elements of a random input at most, far more than one call of a model takes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class GraphInputs:
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("a member of the zip is no array")
         # numpy evaluates the header of an array, which may be anything.
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, tokenize.TokenError, RuntimeError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, *_UNREADABLE) as error:
             raise DataError(
                 f"The arrays cannot be read: {error}",
                 where=where,
@@ -142,7 +143,9 @@ def read_graph_inputs(folder: Path) -> GraphInputs:
     except ValidationError as error:
         raise _not_as_written(folder, f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
     for item in inputs.inputs:
-        if not _TYPE.fullmatch(item.dtype) or math.prod(item.shape) > _MAX_ELEMENTS or min(item.shape, default=0) < 0:
+        sizes_fit = len(item.shape) <= _MAX_AXES and all(0 <= size <= _MAX_ELEMENTS for size in item.shape)
+        limit_fits = item.below is None or 0 < item.below < 1 << 31
+        if not (_TYPE.fullmatch(item.dtype) and sizes_fit and limit_fits) or math.prod(item.shape) > _MAX_ELEMENTS:
             raise _not_as_written(folder, f"{item.name!r} is {item.dtype!r:.40} of the shape {item.shape!r:.60}")
     return inputs
 

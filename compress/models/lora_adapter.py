@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from compress.models.config_checks import load_error_types
 from compress.models.folder_checks import count_not_finite, pickle_error
 from compress.models.json_file import read_json, wrong_fields
-from compress.models.quantization_config import refuse_slow_pattern
+from compress.models.quantization_config import check_pattern
 from compress.models.safetensors_file import read_header
 from compress.utils.errors import InputError, MissingExtraError, ModelError, first_line
 
@@ -98,7 +98,7 @@ def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Sequence[Stor
         named = [config.get(name) or [] for name in ("target_modules", "exclude_modules", "layers_pattern")]
         # A text is a regular expression, and the names in a list are plain.
         for pattern in (*(name for name in named if isinstance(name, str)), *ranks, *alphas):
-            refuse_slow_pattern(pattern)
+            check_pattern(pattern)
 
 
 def check_fits(folder: Path, module: nn.Module) -> None:

@@ -46,22 +46,23 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     return settings
 
 
-def refuse_slow_pattern(pattern: str) -> None:
-    """Raise `ValueError` for a regular expression of a config that may take forever.
+def check_pattern(pattern: str) -> None:
+    """Raise `ValueError` for an invalid regular expression, and for one that may take forever.
 
-    It repeats a group, or many parts.
+    The latter repeats a group, or many parts.
     """
     if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPETITIONS:
         raise ValueError(f"the pattern {pattern!r:.80} repeats a group, or more than {_MAX_REPETITIONS} parts")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"the pattern {pattern!r:.80} is no regular expression: {error}") from error
 
 
 def _matches(pattern: str, module: str) -> bool:
     """Return whether a pattern of a config matches the beginning of a layer's name. Raises `ValueError`."""
-    refuse_slow_pattern(pattern)
-    try:
-        return len(module) <= _MAX_NAME and re.match(pattern, module) is not None
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"the pattern {pattern!r:.80} is no regular expression: {error}") from error
+    check_pattern(pattern)
+    return len(module) <= _MAX_NAME and re.match(pattern, module) is not None
 
 
 def compressed_tensors_config(

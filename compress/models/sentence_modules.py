@@ -238,6 +238,9 @@ def _read_step(kind: str, folder: Path) -> Step:
     if "linear.weight" not in arrays:
         raise ModelError(f"A dense layer has no linear.weight, only {', '.join(arrays)}.", where=str(path))
     bias = arrays.get("linear.bias") if config.get("bias", True) else None
+    if arrays["linear.weight"].ndim != 2 or (bias is not None and bias.shape != arrays["linear.weight"].shape[:1]):
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise ModelError(f"The tensors of a dense layer do not fit together: {shapes}.", where=str(path))
     return Dense(arrays["linear.weight"], bias, _ACTIVATIONS[activation])
 
 

@@ -225,7 +225,10 @@ def _text(path: Path, document: Document) -> str | None:
 
 def nearest_sibling(path: Path) -> str | None:
     """Return the most similar name of a YAML file beside a missing one."""
-    return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+    try:
+        return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+    except (OSError, ValueError):  # a name that no folder can have
+        return None
 
 
 class _TooMuchError(Exception):

@@ -161,7 +161,9 @@ class _Wire:
                 self.graph.initializers.append(self.tensor(begin, end))
             # The values and indices of a SparseTensorProto.
             elif number == 15:
-                parts = [self.tensor(first, last) for part, first, last in self.messages(begin, end) if part in (1, 2)]
+                places = [place for place in self.messages(begin, end) if place[0] in (1, 2)]
+                _refuse_repetitions([place[0] for place in places])
+                parts = [self.tensor(first, last) for _, first, last in places]
                 for part in parts[1:]:
                     part.name = f"{parts[0].name}_indices"
                 self.graph.initializers += parts
@@ -191,6 +193,7 @@ class _Wire:
     def attribute(self, node: GraphNode, start: int, stop: int) -> None:
         """Read an AttributeProto into ``node``; tensors and subgraphs in it are added to the graph."""
         name = ""
+        _refuse_repetitions([number for number, _, _ in self.messages(start, stop) if number in (5, 6)])
         for number, begin, end in self.fields(start, stop):
             if number == 3 and end < 0:
                 node.integers[name] = begin
@@ -238,6 +241,12 @@ class _Wire:
         """Read the key and the value of a StringStringEntryProto."""
         both = {number: self.text(begin, end) for number, begin, end in self.messages(start, stop)}
         return both.get(1, ""), both.get(2, "")
+
+
+def _refuse_repetitions(numbers: list[int]) -> None:
+    """Raise `ValueError` for a tensor or graph that a message has twice, whose parts protobuf would join."""
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("a message has one field twice")
 
 
 def _broken(path: Path, reason: str) -> ModelError:

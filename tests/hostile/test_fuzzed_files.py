@@ -1,4 +1,4 @@
-"""Defects that `benchmarks/fuzz.py` has found: each of these files once ended in a traceback, a hang or in gigabytes."""
+"""Defects that `benchmarks/fuzz.py` found: each of these files once ended in a traceback or in gigabytes of memory."""
 
 from __future__ import annotations
 
@@ -118,141 +118,154 @@ def rows_of(columns: int) -> Change:
     return lambda content: content.replace(struct.pack("<IQQ", 2, 64, 3), struct.pack("<IQQ", 2, columns, 3))
 
 
-CASES: dict[str, tuple[str, int, str, Change, str | None]] = {
-    # name: (kind, seed, file, change, message; None where the file is read)
-    "a name that is half a character": ("recipe", 0, "recipe.yaml", text('"baseline"', '"\\ud800"'), "surrogate"),
-    "a name too long": ("recipe", 1, "recipe.yaml", text('"prompts": 4', f'"questions": "{"x" * 300}"'), None),
-    "a recipe with a name too long": ("suite", 0, "suite.yaml", text("a.yaml", "x" * 300 + "/y.yaml"), "no file lies"),
-    "100,000 values": ("policy", 0, "policy.yaml", whole("rules: [" + "1," * 100_000 + "]"), "too many"),
+File = tuple[str, int, str]
+"""Kind of input, number of its seed, and name of the file."""
+RECIPE0 = ("recipe", 0, "recipe.yaml")
+RECIPE1 = ("recipe", 1, "recipe.yaml")
+SUITE = ("suite", 0, "suite.yaml")
+POLICY = ("policy", 0, "policy.yaml")
+MODEL_GGUF = ("gguf", 0, "model.gguf")
+MODEL_GGUF1 = ("gguf", 1, "model.gguf")
+MODEL_OPENVINO = ("openvino", 0, "model.xml")
+MODEL_SAFETENSORS_INDEX = ("safetensors-index", 0, "model.safetensors.index.json")
+CONFIG_OF_CONFIG = ("config", 0, "config.json")
+TOKENIZER = ("tokenizer", 1, "tokenizer.json")
+TOKENIZER0 = ("tokenizer", 0, "tokenizer.json")
+GENERATION_CONFIG = ("generation-config", 0, "generation_config.json")
+GENERATION_CONFIG1 = ("generation-config", 1, "generation_config.json")
+CONFIG_OF_GENERATION_CONFIG = ("generation-config", 0, "config.json")
+CONFIG_OF_QUANTIZATION_CONFIG = ("quantization-config", 0, "config.json")
+QUANTIZED_TABLES = ("quantization-config", 0, "quantized_tables.safetensors")
+ADAPTER_CONFIG = ("adapter", 0, "adapter_config.json")
+PREPROCESSOR_CONFIG = ("preprocessor", 2, "preprocessor_config.json")
+SENTENCE_BERT_CONFIG = ("sentence-modules", 0, "sentence_bert_config.json")
+CONFIG_OF_SENTENCE_MODULES = ("sentence-modules", 0, "2_Dense/config.json")
+GRAPH_INPUTS = ("graph-inputs", 1, "graph_inputs.json")
+GRAPH_INPUTS0 = ("graph-inputs", 0, "graph_inputs.json")
+ARRAYS = ("graph-inputs", 1, "arrays.npz")
+README = ("model-card", 0, "README.md")
+ROWS_JSON = ("json", 0, "rows.json")
+ROWS_JSONL = ("jsonl", 0, "rows.jsonl")
+OBJECTS = ("annotations", 0, "objects.json")
+MASK = ("annotations", 0, "mask.png")
+IMAGE = ("image", 0, "image")
+RECORDING = ("audio", 0, "recording")
+BUNDLE = ("bundle-zip", 0, "bundle.zip")
+MANIFEST = ("bundle", 0, "bundle/manifest.json")
+CONFIG_OF_BUNDLE = ("bundle", 0, "bundle/model/config.json")
+PROVENANCE = ("provenance", 0, "provenance.json")
+LEDGER = ("search-ledger", 0, "ledger.jsonl")
+HISTORY = ("night-history", 0, "history.sqlite")
+
+CASES: dict[str, tuple[File, Change, str | None]] = {
+    # name: (file, change, message; None where the file is read)
+    "a name that is half a character": (RECIPE0, text('"baseline"', '"\\ud800"'), "surrogate"),
+    "a name too long": (RECIPE1, text('"prompts": 4', f'"questions": "{"x" * 300}"'), None),
+    "a recipe with a name too long": (SUITE, text("a.yaml", "x" * 300 + "/y.yaml"), "no file lies"),
+    "100,000 values": (POLICY, whole("rules: [" + "1," * 100_000 + "]"), "too many"),
     "an alignment that is no number": (
-        "gguf",
-        0,
-        "model.gguf",
+        MODEL_GGUF,
         gguf_key("general.alignment", 7, b"\1"),
         "unexpected type",
     ),
-    "a key twice": ("gguf", 0, "model.gguf", gguf_key("general.architecture", 4, bytes(4)), "occurs twice"),
-    "rows of part of a block": ("gguf", 1, "model.gguf", rows_of(33), "no multiple of 32"),
-    "a constant without a type": ("openvino", 0, "model.xml", text('element_type="f32"', 'element_type=""'), None),
+    "a key twice": (MODEL_GGUF, gguf_key("general.architecture", 4, bytes(4)), "occurs twice"),
+    "rows of part of a block": (MODEL_GGUF1, rows_of(33), "no multiple of 32"),
+    "a constant without a type": (MODEL_OPENVINO, text('element_type="f32"', 'element_type=""'), None),
     "an index that leads nowhere": (
-        "safetensors-index",
-        0,
-        "model.safetensors.index.json",
+        MODEL_SAFETENSORS_INDEX,
         text("model-00001", "\\u0000"),
         "",
     ),
-    "half a character": ("safetensors-index", 0, "model.safetensors.index.json", text("model-00001", "\\ud800"), ""),
+    "half a character": (MODEL_SAFETENSORS_INDEX, text("model-00001", "\\ud800"), ""),
     "text_config that is a number": (
-        "config",
-        0,
-        "config.json",
+        CONFIG_OF_CONFIG,
         fields(vocab_size=None, text_config=1.5),
         "unexpected type",
     ),
-    "a vocabulary of texts": ("tokenizer", 1, "tokenizer.json", text('"id": 0', '"id": true'), "cannot be loaded"),
-    "tokens that are a number": ("tokenizer", 0, "tokenizer.json", fields(added_tokens=1.5), "unexpected type"),
+    "a vocabulary of texts": (TOKENIZER, text('"id": 0', '"id": true'), "cannot be loaded"),
+    "tokens that are a number": (TOKENIZER0, fields(added_tokens=1.5), "unexpected type"),
     "ends that are a number": (
-        "generation-config",
-        0,
-        "generation_config.json",
+        GENERATION_CONFIG,
         fields(eos_token_id=1.5),
         "unexpected type",
     ),
     "a length that is a text": (
-        "generation-config",
-        0,
-        "generation_config.json",
+        GENERATION_CONFIG,
         fields(max_new_tokens="a"),
         "unexpected",
     ),
     "a penalty that is a list": (
-        "generation-config",
-        0,
-        "generation_config.json",
+        GENERATION_CONFIG,
         fields(length_penalty=[1]),
         "unexpected",
     ),
-    "suppressed texts": ("generation-config", 1, "generation_config.json", fields(suppress_tokens=["a"]), "unexpected"),
-    "a text_config that is a list": ("generation-config", 0, "config.json", fields(text_config=[1]), "unexpected"),
-    "no bits": ("quantization-config", 0, "config.json", quantization(bits=None), "do not fit together"),
-    "bits of a text": ("quantization-config", 0, "config.json", quantization(bits="4"), "has '4' bits"),
-    "a group of none": ("quantization-config", 0, "config.json", quantization(group_size=0), "group_size of 0"),
+    "suppressed texts": (GENERATION_CONFIG1, fields(suppress_tokens=["a"]), "unexpected"),
+    "a text_config that is a list": (CONFIG_OF_GENERATION_CONFIG, fields(text_config=[1]), "unexpected"),
+    "no bits": (CONFIG_OF_QUANTIZATION_CONFIG, quantization(bits=None), "do not fit together"),
+    "bits of a text": (CONFIG_OF_QUANTIZATION_CONFIG, quantization(bits="4"), "has '4' bits"),
+    "a group of none": (CONFIG_OF_QUANTIZATION_CONFIG, quantization(group_size=0), "group_size of 0"),
     "a slow pattern": (
-        "quantization-config",
-        0,
-        "config.json",
+        CONFIG_OF_QUANTIZATION_CONFIG,
         quantization(dynamic={"(a+)+$": {}}),
         "repeats a group",
     ),
-    "no pattern": ("quantization-config", 0, "config.json", quantization(dynamic={"(": {}}), "no regular expression"),
+    "no pattern": (CONFIG_OF_QUANTIZATION_CONFIG, quantization(dynamic={"(": {}}), "no regular expression"),
     "a broken table": (
-        "quantization-config",
-        0,
-        "quantized_tables.safetensors",
+        QUANTIZED_TABLES,
         whole(b"x" * 99),
         "truncated or broken",
     ),
     "Megatron": (
-        "adapter",
-        0,
-        "adapter_config.json",
+        ADAPTER_CONFIG,
         fields(megatron_config={"a": 1}, megatron_core="this"),
         "Megatron",
     ),
-    "a rank of a billion": ("adapter", 0, "adapter_config.json", fields(r=10**9), "the rank is"),
-    "slow targets": ("adapter", 0, "adapter_config.json", fields(target_modules=r"(\w+\.?)+!"), "repeats a group"),
-    "a layout of a number": ("adapter", 0, "adapter_config.json", fields(layers_to_transform="x"), ""),
-    "filters of petabytes": ("preprocessor", 2, "preprocessor_config.json", fields(num_mel_bins=2**53), "num_mel_bins"),
+    "a rank of a billion": (ADAPTER_CONFIG, fields(r=10**9), "the rank is"),
+    "slow targets": (ADAPTER_CONFIG, fields(target_modules=r"(\w+\.?)+!"), "repeats a group"),
+    "a layout of a number": (ADAPTER_CONFIG, fields(layers_to_transform="x"), ""),
+    "filters of petabytes": (PREPROCESSOR_CONFIG, fields(num_mel_bins=2**53), "num_mel_bins"),
     "a length of a text": (
-        "sentence-modules",
-        0,
-        "sentence_bert_config.json",
+        SENTENCE_BERT_CONFIG,
         fields(max_seq_length="x"),
         "max_seq_length",
     ),
-    "a broken module config": ("sentence-modules", 0, "sentence_bert_config.json", whole(b"\xc0"), "not valid JSON"),
-    "a list of an activation": ("sentence-modules", 0, "2_Dense/config.json", fields(activation_function=[1]), ""),
+    "a broken module config": (SENTENCE_BERT_CONFIG, whole(b"\xc0"), "not valid JSON"),
+    "a list of an activation": (CONFIG_OF_SENTENCE_MODULES, fields(activation_function=[1]), ""),
     "a shape of gigabytes": (
-        "graph-inputs",
-        1,
-        "graph_inputs.json",
+        GRAPH_INPUTS,
         text("[2, 3]", "[99999999, 99999999]"),
         "not as it was",
     ),
-    "a limit of 0": ("graph-inputs", 0, "graph_inputs.json", text('"below": 9', '"below": 0'), "not as it was"),
-    "a hundred axes": ("graph-inputs", 1, "graph_inputs.json", text("[2, 3]", f"{[1] * 100}"), "not as it was"),
-    "a type of a record": ("graph-inputs", 1, "graph_inputs.json", text('"float32"', '"i4,i4"'), "not as it was"),
-    "a name of null": ("graph-inputs", 1, "graph_inputs.json", text('"name": "x"', '"name": null'), "not as it was"),
-    "an array of no header": ("graph-inputs", 1, "arrays.npz", text("{'descr'", "{('escr'"), "cannot be read"),
-    "a card of digits": ("model-card", 0, "README.md", text("license: other", f"license: {DIGITS}"), "no YAML"),
-    "a deep card": ("model-card", 0, "README.md", text("license: other", f"license: {'[' * 3000}"), "no YAML"),
-    "rows of digits": ("json", 0, "rows.json", whole(f'[{{"text": {DIGITS}}}]'), "is not JSON"),
-    "a deep line": ("jsonl", 0, "rows.jsonl", whole(DEEP), "not JSON"),
-    "deep boxes": ("annotations", 0, "objects.json", whole(DEEP), ""),
-    "a box of digits": ("annotations", 0, "objects.json", text("4.5", "9" * 400), "is not four numbers"),
-    "a mask of gigapixels": ("annotations", 0, "mask.png", bomb(100_000, 100_000), ""),
-    "an image of gigapixels": ("image", 0, "image", bomb(100_000, 100_000), "too large"),
-    "billions of samples": ("audio", 0, "recording", whole(wav(2**31 - 1, 50)), "a rate of 2,147,483,647 Hz"),
-    "an entry without a name": ("bundle-zip", 0, "bundle.zip", nameless_member, "is refused"),
+    "a limit of 0": (GRAPH_INPUTS0, text('"below": 9', '"below": 0'), "not as it was"),
+    "a hundred axes": (GRAPH_INPUTS, text("[2, 3]", f"{[1] * 100}"), "not as it was"),
+    "a type of a record": (GRAPH_INPUTS, text('"float32"', '"i4,i4"'), "not as it was"),
+    "a name of null": (GRAPH_INPUTS, text('"name": "x"', '"name": null'), "not as it was"),
+    "an array of no header": (ARRAYS, text("{'descr'", "{('escr'"), "cannot be read"),
+    "a card of digits": (README, text("license: other", f"license: {DIGITS}"), "no YAML"),
+    "a deep card": (README, text("license: other", f"license: {'[' * 3000}"), "no YAML"),
+    "rows of digits": (ROWS_JSON, whole(f'[{{"text": {DIGITS}}}]'), "is not JSON"),
+    "a deep line": (ROWS_JSONL, whole(DEEP), "not JSON"),
+    "deep boxes": (OBJECTS, whole(DEEP), ""),
+    "a box of digits": (OBJECTS, text("4.5", "9" * 400), "is not four numbers"),
+    "a mask of gigapixels": (MASK, bomb(100_000, 100_000), ""),
+    "an image of gigapixels": (IMAGE, bomb(100_000, 100_000), "too large"),
+    "billions of samples": (RECORDING, whole(wav(2**31 - 1, 50)), "a rate of 2,147,483,647 Hz"),
+    "an entry without a name": (BUNDLE, nameless_member, "is refused"),
     "labels of half a character": (
-        "bundle",
-        0,
-        "bundle/manifest.json",
+        MANIFEST,
         text('"name": "', '"name": "\\ud800'),
         "no Unicode",
     ),
-    "labels of a list": ("bundle", 0, "bundle/model/config.json", fields(id2label=[1, 2]), ""),
-    "labels without numbers": ("bundle", 0, "bundle/model/config.json", fields(id2label={"x": "a"}), ""),
-    "a statement of lists": ("provenance", 0, "provenance.json", text("model/config.json", "x" * 5000), "is missing"),
-    "outcomes without a count": ("search-ledger", 0, "ledger.jsonl", text("bits:2:", "bits:"), "ledger cannot be read"),
+    "labels of a list": (CONFIG_OF_BUNDLE, fields(id2label=[1, 2]), ""),
+    "labels without numbers": (CONFIG_OF_BUNDLE, fields(id2label={"x": "a"}), ""),
+    "a statement of lists": (PROVENANCE, text("model/config.json", "x" * 5000), "is missing"),
+    "outcomes without a count": (LEDGER, text("bits:2:", "bits:"), "ledger cannot be read"),
     "outcomes of terabytes": (
-        "search-ledger",
-        0,
-        "ledger.jsonl",
+        LEDGER,
         text("bits:2:", "bits:9999999999999:"),
         "ledger cannot",
     ),
-    "a missing column": ("night-history", 0, "history.sqlite", statement("ALTER TABLE nights RENAME started TO x"), ""),
+    "a missing column": (HISTORY, statement("ALTER TABLE nights RENAME started TO x"), ""),
 }
 
 
@@ -264,7 +277,7 @@ def seeds(kind: str) -> list[dict[str, bytes]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_file_ends_with_an_error_about_it(case: str, tmp_path: Path) -> None:
-    kind, number, name, change, message = CASES[case]
+    (kind, number, name), change, message = CASES[case]
     files: Mapping[str, bytes] = seeds(kind)[number]
     for path, content in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -310,3 +323,43 @@ def test_rollback_of_what_is_no_alias_is_refused(tmp_path: Path) -> None:
     for selector in ("latest", "1"):
         with pytest.raises(InputError, match=f"'{selector}' is no alias of m"):
             state.previous("m", selector)
+
+
+def _field(number: int, content: bytes | int) -> bytes:
+    """Return a field of a protobuf message: bytes shorter than 128, or an integer below 128."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def _initializer(dimensions: bytes) -> bytes:
+    return _field(7, _field(5, dimensions + _field(2, 1) + _field(8, b"w") + _field(9, bytes(8))))
+
+
+TENSOR = _field(1, 2) + _field(2, 1) + _field(9, bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # Eight bytes where sizes are expected: a reader of protobuf ignores them.
+        (_initializer(_field(1, 2) + b"\x09" + bytes([1, 2, 3, 4, 5, 6, 7, 8])), None),
+        (_initializer(b"\x08" + b"\xff" * 9 + b"\x01"), "negative size"),
+        # A reader of protobuf joins both tensors to one.
+        (_field(7, _field(1, _field(5, _field(5, TENSOR) + _field(5, TENSOR)))), "one field twice"),
+    ],
+)
+def test_onnx_file_is_read_as_protobuf_reads_it(tmp_path: Path, content: bytes, message: str | None) -> None:
+    from fuzzing.references import compare_onnx
+
+    from compress.inspection.tensors import read_model
+    from compress.utils.errors import ModelError
+
+    (tmp_path / "model.onnx").write_bytes(content)
+    if message is None:
+        contents = read_model(tmp_path / "model.onnx")
+        assert contents.tensors[0].shape == (2,)
+        compare_onnx(tmp_path, contents)
+        return
+    with pytest.raises(ModelError, match=message):
+        read_model(tmp_path / "model.onnx")

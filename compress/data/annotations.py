@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compress.data.media import Media, content, describe, picture_size, require_pillow
+from compress.data.media import UNREADABLE, Media, content, describe, picture_size, require_pillow
 from compress.utils.errors import DataError
 from compress.utils.read_limits import parse_json, refuse_expansion
 
@@ -110,7 +110,7 @@ def _field(value: Mapping[str, object], names: Sequence[str]) -> object:
 def _box(value: object) -> list[float]:
     try:
         numbers = [float(number) for number in value] if isinstance(value, list | tuple) else []
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise DataError(f"The box {value!r:.60} is not four numbers.", expected=EXPECTED)
@@ -139,7 +139,7 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             refuse_expansion(4 * image.width * image.height, len(encoded), "A mask", where)
             mode, ids = image.mode, np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError, MemoryError) as error:
         raise DataError(f"{where} is not a complete image file: {error}", where=where, expected=expected) from error
     if mode not in _IDS:
         hint = "write each class as its id, not a colour"

@@ -11,6 +11,7 @@ from compress.data.config import is_file_name, is_sample
 from compress.data.samples.fetch import cached_directory
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError
+from compress.utils.paths import exists, expanded
 
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """Split -> usual names of its file or folder."""
@@ -51,8 +52,8 @@ def find_layout(reference: str, recipe_folder: Path) -> Layout:
         # The splits of a sample have names and not files.
         splits = {split: Path(file).stem for split, file in layout.splits.items()}
         return replace(layout, splits={} if len(splits) == len(SPLIT_NAMES) else splits)
-    path = Path(reference).expanduser()
-    if not path.exists():
+    path = expanded(reference)
+    if not exists(path):
         raise DataError(
             f"There is no file or folder {reference!r}.",
             where="--data",

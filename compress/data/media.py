@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.data.column_values import values_of
 from compress.utils.environment import granted_cores
 from compress.utils.errors import DataError, MissingExtraError
+from compress.utils.paths import expanded
 from compress.utils.progress import Progress
 from compress.utils.read_limits import refuse_expansion
 
@@ -63,7 +65,7 @@ def media(value: object, folder: Path | None) -> Media | None:
         raise TypeError
     if not path.strip():
         return None
-    file = (folder or Path()) / Path(path).expanduser()
+    file = (folder or Path()) / expanded(path)
     return _value(None, _read(file), str(file.absolute()))
 
 
@@ -115,9 +117,9 @@ def _value(inline: bytes | None, whole: bytes, path: object) -> Media:
 def _read(file: Path) -> bytes:
     try:
         encoded = file.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no file can have a NUL in its name
         raise DataError(
-            f"{file.name} cannot be read: {error.strerror or error}.",
+            f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}.",
             where=str(file),
             expected="a file, by its path from the folder of the data file or from the root",
         ) from error
@@ -126,6 +128,18 @@ def _read(file: Path) -> bytes:
     return encoded
 
 
+UNREADABLE = (
+    ArithmeticError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    EOFError,
+    struct.error,
+)
+"""Errors that Pillow raises for broken images."""
 Mode = Literal["RGB", "L"]
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WIDER = ("I", "F")
@@ -167,15 +181,18 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise _broken(value, "is not an image that Pillow can read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise _broken(value, f"is too large to be an example ({error})") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    except UNREADABLE as error:
         raise _broken(value, f"is broken ({error})") from error
     if image.mode in _WIDER:
         raise _broken(value, "has more than 16 bits per value, so that its white level is unknown")
     if image.mode == mode and "transparency" not in image.info:
         return image
-    return _converted(image, mode, conversions)
+    try:
+        return _converted(image, mode, conversions)
+    except UNREADABLE as error:  # a palette that is too short
+        raise _broken(value, f"is broken ({error})") from error
 
 
 def broken_images(tables: Sequence[pa.Table], columns: Sequence[str], progress: Progress) -> list[DataError]:
@@ -210,7 +227,9 @@ def picture_size(value: Media) -> tuple[int, int]:
             return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _LYING else (width, height)
     except UnidentifiedImageError as error:
         raise _broken(value, "is not an image that Pillow can read") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise _broken(value, f"is too large to be an example ({error})") from error
+    except UNREADABLE as error:
         raise _broken(value, f"is broken ({error})") from error
 
 

@@ -23,6 +23,7 @@ from compress.data.files import Rows, media_kind, read_class_folder, read_file, 
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name
 from compress.utils.isolation import network_hint
+from compress.utils.paths import exists, expanded, is_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -205,15 +206,15 @@ def find_file(reference: str, folder: Path, field: str, expected: str = "a file"
 
 def find(reference: str, folder: Path) -> Path | None:
     """Return ``reference`` below ``folder`` or below the current directory, or ``None`` if neither exists."""
-    for path in (folder / Path(reference).expanduser(), Path(reference).expanduser()):
-        if path.exists():
+    for path in (folder / expanded(reference), expanded(reference)):
+        if exists(path):
             return path
     return None
 
 
 def _existing_file(reference: str, folders: list[Path], field: str) -> Path:
-    paths = (folder / Path(reference).expanduser() for folder in [*folders, Path()])
-    path = next((path for path in paths if path.is_file()), None)
+    paths = (folder / expanded(reference) for folder in [*folders, Path()])
+    path = next((path for path in paths if is_file(path)), None)
     if path is None:
         raise _not_found(reference, folders, field)
     if path.suffix.lower() not in FILE_SUFFIXES:

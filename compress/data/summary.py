@@ -161,10 +161,9 @@ def _long_texts(data: Dataset, tokenizer_file: Path, max_length: int) -> str:
     texts = [column.name for column in data.columns if column.is_input and column.kind == "text"]
     if len(texts) != 1:
         return ""
-    # Not with transformers, whose import takes seconds.
-    from tokenizers import Tokenizer
+    from compress.models.processor import read_tokenizer
 
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = read_tokenizer(tokenizer_file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     values = data.split(TEST)[texts[0]].slice(0, _MOST_TOKENIZED).to_pylist()

@@ -18,7 +18,7 @@ from compress.formats.generation.decoder import feeder
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.folder_checks import check_processor
-from compress.models.json_file import read_json
+from compress.models.json_file import labels_of_config, read_json
 from compress.models.processor import load_processor
 from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
 from compress.results.metrics import metric_on_slice
@@ -53,8 +53,7 @@ def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
     Raises:
         ModelError: The config is broken.
     """
-    names = read_json(artifact / "config.json").get("id2label")
-    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
+    return labels_of_config(read_json(artifact / "config.json"), artifact / "config.json")
 
 
 def encode_for_model(

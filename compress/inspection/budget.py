@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from compress.utils.pydantic_models import Frozen
 
 OUTLIER_SIGMAS = 6.0
 CHUNK_ELEMENTS = 1 << 20
+_INDEX = re.compile("[0-9]{1,9}")
+_DEEPEST = 64
+"""Levels of modules at most; a foreign name may have thousands of dots."""
 
 
 class WeightStatistics(Frozen):
@@ -167,7 +171,7 @@ def budget_of(
     # Tied tensors have 0 bytes, so that nothing counts twice.
     size, parameters = _by_type(contents.tensors)
     tensor_bytes = size.total()
-    tree = _module("", [(tensor.name.split("."), tensor) for tensor in contents.tensors], tensor_bytes or 1)
+    tree = _module("", [(tensor.name.split(".", _DEEPEST), tensor) for tensor in contents.tensors], tensor_bytes or 1)
     return Budget(
         model=name or str(path),
         format=contents.format,
@@ -198,7 +202,7 @@ def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) 
             parts[path[0]].append((path[1:], tensor))
     children = [_module(part, inner, total) for part, inner in parts.items()]
     # Blocks keep their order; other children are sorted by size.
-    children.sort(key=lambda child: (int(child.name), 0) if child.name.isdigit() else (-1, -child.bytes))
+    children.sort(key=lambda child: (int(child.name), 0) if _INDEX.fullmatch(child.name) else (-1, -child.bytes))
     size, parameters = _by_type([tensor for _, tensor in below])
     return Module(
         name=name,

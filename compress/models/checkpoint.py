@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compress.models.folder_checks import INDEX, WEIGHTS, check_model_folder, weight_files
-from compress.models.json_file import read_json, read_optional_json
+from compress.models.json_file import read_json, read_optional_json, wrong_fields
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, layer_settings
 from compress.models.safetensors_file import read_header, read_metadata, read_tensor
 from compress.models.stored_tensor import StoredTensor
-from compress.utils.errors import ModelError
+from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -96,15 +98,31 @@ class Checkpoint:
 
     def quantized(self, module: str) -> QuantizedWeight | None:
         """Return the integers of a linear layer or an embedding table, or None if it is not quantized."""
-        from compress.models import compressed_tensors_layout, gptq_layout
-
         # Tables are stored as integers in a separate file.
         if module in self.tables:
             return self._table(module)
         if not self.has_integers(module):
             return None
         settings = self.layer_settings(module)
-        bits, group_size = settings["bits"], settings["group_size"]
+        with self._integers_of(module):
+            return _checked(self._unpacked(module, settings["bits"], settings["group_size"]))
+
+    @contextmanager
+    def _integers_of(self, module: str) -> Iterator[None]:
+        """Turn what torch raises for tensors that do not fit together into a `ModelError`."""
+        try:
+            yield
+        except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The integers of {module} do not fit together, or not the config: {first_line(error)}",
+                where=str(self.folder),
+                expected="packed integers, scales and zero points of one shape, with their bits and group_size",
+                hint="fetch the model again; its files may be of different versions",
+            ) from error
+
+    def _unpacked(self, module: str, bits: int, group_size: int) -> QuantizedWeight:
+        from compress.models import compressed_tensors_layout, gptq_layout
+
         if self.is_compressed_tensors:
             stored_parts = [part for part in compressed_tensors_layout.PARTS if f"{module}.{part}" in self.files]
             parts = {part: self.stored(f"{module}.{part}") for part in stored_parts}
@@ -124,20 +142,28 @@ class Checkpoint:
 
     def integer_shape(self, module: str) -> tuple[int, int]:
         """Return [rows, columns] of one of the `integer_layers`."""
-        # 8-bit integers of compressed-tensors are not packed.
-        if f"{module}.weight" in self.files:
-            rows, columns = self.stored(f"{module}.weight").shape
-            return rows, columns
-        if self.is_compressed_tensors:
-            rows, words = self.stored(f"{module}.weight_packed").shape
-        else:
-            words, rows = self.stored(f"{module}.qweight").shape
-        return rows, words * 32 // self.layer_settings(module)["bits"]
+        with self._integers_of(module):
+            # 8-bit integers of compressed-tensors are not packed.
+            if f"{module}.weight" in self.files:
+                rows, columns = self.stored(f"{module}.weight").shape
+                return rows, columns
+            if self.is_compressed_tensors:
+                rows, words = self.stored(f"{module}.weight_packed").shape
+            else:
+                words, rows = self.stored(f"{module}.qweight").shape
+            return rows, words * 32 // self.layer_settings(module)["bits"]
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """Return the `quantization_config` of a quantized checkpoint, or None."""
-        return self.config.get("quantization_config")
+        """Return the `quantization_config` of a quantized checkpoint, or None. Raises `ModelError`."""
+        quantization = self.config.get("quantization_config")
+        if quantization is not None and not isinstance(quantization, dict):
+            raise ModelError(
+                f"The quantization_config holds {type(quantization).__name__}.",
+                where=str(self.folder / "config.json"),
+                expected="a JSON object",
+            )
+        return quantization
 
     @property
     def is_compressed_tensors(self) -> bool:
@@ -150,26 +176,51 @@ class Checkpoint:
         return bool((self.quantization or {}).get("checkpoint_format", "gptq") == "gptq")
 
     def layer_settings(self, module: str) -> dict[str, Any]:
-        """Return `bits`, `group_size` and `sym` of a quantized layer from the config."""
-        return layer_settings(self.quantization or {}, module)
+        """Return `bits`, `group_size` and `sym` of a quantized layer from the config. Raises `ModelError`."""
+        with wrong_fields(self.folder / "config.json"):
+            settings = layer_settings(self.quantization or {}, module)
+            bits, size = settings["bits"], settings["group_size"]
+            if bits is not None and not (type(bits) is int and 1 <= bits <= 32):
+                raise ValueError(f"{module} has {bits!r:.40} bits")
+            if size is not None and not (type(size) is int and (size == -1 or size > 0)):
+                raise ValueError(f"{module} has a group_size of {size!r:.40}")
+        return settings
 
     @cached_property
     def tables(self) -> Mapping[str, Mapping[str, int]]:
         """Return `bits`, `group_size` and `rows` of each quantized table, by module name."""
         path = self.folder / TABLES
-        settings: dict[str, dict[str, int]] = json.loads(read_metadata(path)["tables"]) if path.is_file() else {}
-        return settings
+        if not path.is_file():
+            return {}
+        with wrong_fields(path):
+            settings = json.loads(read_metadata(path)["tables"])
+            return {
+                str(module): {name: operator.index(table[name]) for name in ("bits", "group_size", "rows")}
+                for module, table in settings.items()
+            }
 
     def _table(self, module: str) -> QuantizedWeight:
         from compress.models.gptq_layout import PARTS, unpack_layer
 
         settings = self.tables[module]
         tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
-        padded = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
+        with self._integers_of(module):
+            unpacked = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
+            padded = _checked(unpacked)
         # Rows were padded to a multiple of 32 for packing.
         rows = slice(settings["rows"])
         parts = {name: getattr(padded, name)[rows] for name in ("integers", "scales", "zero_points")}
         return replace(padded, **parts)
+
+
+def _checked(weight: QuantizedWeight) -> QuantizedWeight:
+    """Return a weight. Raises `ValueError` if its scales and zero points are not those of the groups of its rows."""
+    rows, columns = weight.integers.shape
+    groups = (rows, -(-columns // weight.group_size))
+    if tuple(weight.scales.shape) != groups or tuple(weight.zero_points.shape) != groups:
+        found = f"{tuple(weight.scales.shape)} and {tuple(weight.zero_points.shape)}"
+        raise ValueError(f"scales and zero points of {found} for groups of {groups}")
+    return weight
 
 
 @dataclass(frozen=True)
@@ -195,7 +246,9 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     # The config is that of GPTQ, AWQ or compressed-tensors.
     config = read_optional_json(root / "config.json").get("quantization_config")
     quantization = config if isinstance(config, dict) else {}
-    return [_as_meant(tensor, layer_settings(quantization, tensor.module)["bits"]) for tensor in read_header(file)]
+    tensors = read_header(file)
+    with wrong_fields(root / "config.json"):
+        return [_as_meant(tensor, layer_settings(quantization, tensor.module)["bits"]) for tensor in tensors]
 
 
 def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:

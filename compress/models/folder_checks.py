@@ -7,11 +7,12 @@ from typing import Any
 
 from compress.models.config_checks import is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
-from compress.models.json_file import read_json, read_optional_json
+from compress.models.json_file import read_json, read_optional_json, wrong_fields
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline, part_config, pipeline_weights
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
+from compress.utils.paths import is_file, is_within
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -176,7 +177,7 @@ def _shard(folder: Path, name: str) -> Path:
     # The index comes from a download and must not lead out of the folder, also after links are resolved. The Hub's
     # cache links files of `snapshots/` to `blobs/`.
     allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
-    stays = any(path.resolve().is_relative_to(parent) for parent in allowed)
+    stays = any(is_within(path, parent) for parent in allowed)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not stays:
         raise ModelError(
             f"{INDEX} names {name!r}, which lies outside the model folder.",
@@ -184,7 +185,7 @@ def _shard(folder: Path, name: str) -> Path:
             expected="names of files in the same folder",
             hint="Put the shards into the model folder and name them without a path.",
         )
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(
             f"The shard {name!r} is missing.",
             where=str(folder),
@@ -206,7 +207,8 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
             hint="Copy the files of the tokenizer that the model was trained with into the folder.",
         )
     # Vision-language models nest the language model's config.
-    vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    with wrong_fields(folder / "config.json"):
+        vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     rows = tokenizer_rows(folder)
     if isinstance(vocab_size, int) and rows is not None and rows > vocab_size:
         raise ModelError(
@@ -220,6 +222,11 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
 
 def tokenizer_rows(folder: Path) -> int | None:
     """Return the number of embedding rows that the largest token id needs; None if the vocabulary is a binary file."""
+    with wrong_fields(folder / "tokenizer.json"):
+        return _tokenizer_rows(folder)
+
+
+def _tokenizer_rows(folder: Path) -> int | None:
     path = folder / "tokenizer.json"
     if path.is_file():
         content = read_json(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
+import tokenize
 import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.models.json_file import read_json
 from compress.utils.errors import DataError, ModelError
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 GRAPH_INPUTS = "graph_inputs.json"
 """File beside a graph whose inputs no tokenizer or other processor prepares."""
+_TYPE = re.compile(r"str|bool|(u?int|float)(8|16|32|64)|bfloat16|float8_\w+")
+_UNREADABLE = (tokenize.TokenError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError)
+_MAX_AXES, _MAX_ELEMENTS = 16, 100_000_000
+"""Axes and elements of a random input at most, far more than one call of a model takes."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,10 @@ class GraphInputs:
                 expanded = sum(entry.file_size for entry in loaded.zip.infolist())
                 refuse_expansion(expanded, len(content), "The arrays", where)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("a member of the zip is no array")
+        # numpy evaluates the header of an array, which may be anything.
+        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, *_UNREADABLE) as error:
             raise DataError(
                 f"The arrays cannot be read: {error}",
                 where=where,
@@ -129,13 +138,23 @@ class GraphInputs:
 
 def read_graph_inputs(folder: Path) -> GraphInputs:
     """Read the inputs stored beside a graph. Raises `ModelError`."""
-    content: Mapping[str, Any] = read_json(folder / GRAPH_INPUTS)
+    # A device needs this module without pydantic.
+    from pydantic import TypeAdapter, ValidationError
+
+    content = read_json(folder / GRAPH_INPUTS)
     try:
-        inputs = [
-            {**entry, "axes": tuple(entry["axes"]), "shape": tuple(entry["shape"])} for entry in content["inputs"]
-        ]
-        return GraphInputs(tuple(GraphInput(**entry) for entry in inputs), content["unproven"])
-    except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"{GRAPH_INPUTS} is not as it was written: {error}", where=str(folder), hint="name the .onnx file again"
-        ) from error
+        inputs = TypeAdapter(GraphInputs).validate_python(content)
+    except ValidationError as error:
+        raise _not_as_written(folder, f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    for item in inputs.inputs:
+        sizes_fit = len(item.shape) <= _MAX_AXES and all(0 <= size <= _MAX_ELEMENTS for size in item.shape)
+        limit_fits = item.below is None or 0 < item.below < 1 << 31
+        if not (_TYPE.fullmatch(item.dtype) and sizes_fit and limit_fits) or math.prod(item.shape) > _MAX_ELEMENTS:
+            raise _not_as_written(folder, f"{item.name!r} is {item.dtype!r:.40} of the shape {item.shape!r:.60}")
+    return inputs
+
+
+def _not_as_written(folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{GRAPH_INPUTS} is not as it was written: {why}", where=str(folder), hint="name the .onnx file again"
+    )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.utils.errors import ModelError
+from compress.utils.errors import ModelError, first_line
+from compress.utils.paths import exists, is_file
 from compress.utils.read_limits import LIMITS, parse_json, refuse_above
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `ModelError` for a missing, giant or special file, or other content."""
-    if path.exists() and not path.is_file():
+    if exists(path) and not path.is_file():
         raise ModelError(f"{path.name} is no regular file.", where=str(path), expected="a file of JSON")
-    if path.exists():
+    if exists(path):
         refuse_above(LIMITS.json_bytes, path.stat().st_size, path.name, "bytes", path)
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except OSError as error:
+        if is_file(path):
+            raise
         raise ModelError(
             f"The model folder has no {path.name}.",
             where=str(path.parent),
@@ -31,6 +36,30 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
     return value
+
+
+@contextmanager
+def wrong_fields(path: Path) -> Iterator[None]:
+    """Turn what a field of an unexpected type or value raises into a `ModelError` about its file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} has a field of an unexpected type or value: {first_line(error)}.",
+            where=str(path),
+            expected="fields as the library that writes such files gives them",
+            hint="Fetch or write the file again.",
+        ) from error
+
+
+def labels_of_config(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
+    """Return the class names of a config in the order of their ids, or None. Raises `ModelError` for other types."""
+    with wrong_fields(path):
+        names = config.get("id2label")
+        labels = None if names is None else tuple(names[key] for key in sorted(names, key=int))
+        if labels is not None and not all(isinstance(label, str) for label in labels):
+            raise TypeError("id2label has a name that is no text")
+    return labels
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:

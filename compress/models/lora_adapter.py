@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compress.models.config_checks import load_error_types
 from compress.models.folder_checks import count_not_finite, pickle_error
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, wrong_fields
 from compress.models.safetensors_file import read_header
 from compress.utils.errors import InputError, MissingExtraError, ModelError, first_line
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compress.models.checkpoint import Checkpoint
+    from compress.models.stored_tensor import StoredTensor
 
 ADAPTER = "adapter"
 """Subfolder of a checkpoint that holds its adapter.
@@ -30,6 +34,7 @@ In the checkpoint's own folder, `adapter_config.json` would make transformers lo
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = "default"
 """peft's name of an adapter without a name."""
+_MAX_REPETITIONS = 6
 _FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
@@ -55,14 +60,24 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     if (kind := config.get("peft_type")) != "LORA":
         raise ModelError(f"The adapter is of the type {kind!r}.", where=str(folder / CONFIG), expected="LORA")
+    # peft imports the module of that name.
+    if config.get("megatron_config"):
+        raise ModelError(
+            "The adapter is for Megatron, whose module would be imported.",
+            where=str(folder / CONFIG),
+            expected="an adapter of a model of transformers",
+            hint=f"if the adapter fits such a model too, remove megatron_config from {CONFIG}",
+        )
     if not (folder / WEIGHTS).is_file():
         # Older versions of peft wrote pickles.
         pickles = sorted(folder.glob("adapter_model.bin"))
         if pickles:
             raise pickle_error(pickles[0])
         raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), hint="fetch or save it again")
+    tensors = read_header(folder / WEIGHTS)
+    _check_sizes(folder, config, tensors)
     # An adapter is small, so all values are read.
-    for tensor in read_header(folder / WEIGHTS):
+    for tensor in tensors:
         if count_not_finite(tensor):
             raise ModelError(
                 f"The adapter's tensor {tensor.name!r} holds NaN or infinite values.",
@@ -70,6 +85,33 @@ def check_adapter(folder: Path) -> dict[str, Any]:
                 expected="finite weights",
             )
     return config
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise `ValueError` for an invalid regular expression, and for one that may take forever in peft.
+
+    The latter repeats a group, or many parts.
+    """
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPETITIONS:
+        raise ValueError(f"the pattern {pattern!r:.80} repeats a group, or more than {_MAX_REPETITIONS} parts")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"the pattern {pattern!r:.80} is no regular expression: {error}") from error
+
+
+def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> None:
+    """Raise `ModelError` for ranks beyond those of the file, of which peft would make matrices, and slow patterns."""
+    largest = max((size for tensor in tensors for size in tensor.shape), default=0)
+    with wrong_fields(folder / CONFIG):
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        for rank in (config.get("r", 8), *ranks.values()):
+            if operator.index(rank) > largest:
+                raise ValueError(f"the rank is {rank}, and the largest size of a tensor {largest}")
+        named = [config.get(name) or [] for name in ("target_modules", "exclude_modules", "layers_pattern")]
+        # A text is a regular expression, and the names in a list are plain.
+        for pattern in (*(name for name in named if isinstance(name, str)), *ranks, *alphas):
+            check_pattern(pattern)
 
 
 def check_fits(folder: Path, module: nn.Module) -> None:
@@ -82,6 +124,12 @@ def check_fits(folder: Path, module: nn.Module) -> None:
         # A maps inputs to the rank, B maps the rank to outputs.
         size_name, axis = ("in_features", 1) if match["side"] == "A" else ("out_features", 0)
         layer_width = getattr(layers.get(match["module"]), size_name, None)
+        if len(tensor.shape) != 2:
+            raise ModelError(
+                f"The adapter's tensor {tensor.name!r} has {len(tensor.shape)} axes.",
+                where=str(folder / WEIGHTS),
+                expected="a matrix",
+            )
         if layer_width is None:
             raise ModelError(
                 f"The adapter is for a layer {match['module']!r}, which the model does not have.",
@@ -124,13 +172,14 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
     peft = import_peft("an adapter")
     from safetensors import SafetensorError
 
+    refusals: tuple[type[Exception], ...] = (*load_error_types(), UserWarning, SafetensorError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # peft only warns of weights that are missing
             warnings.simplefilter("ignore", FutureWarning)  # its own calls of what transformers will remove
             opened: PeftModel = peft.PeftModel.from_pretrained(module, str(folder))
             loaded = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
-    except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+    except refusals as error:
         raise ModelError(
             f"peft cannot put the adapter on the model: {first_line(error)}",
             where=str(folder),

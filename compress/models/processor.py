@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compress.models.config_checks import allows_repository_code, explain_load_failure, load_error_types
 from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
-from compress.models.json_file import read_json, read_optional_json
+from compress.models.json_file import labels_of_config, read_json, read_optional_json
 from compress.models.model import write_companions
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.models.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.utils.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
     from compress.models.model import Processor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PREPROCESSOR = "preprocessor_config.json"
 _JOINED = "processor_config.json"
 _SIGLIP_LENGTH = 64
+_FILTER_SIZES = ("n_fft", "fft_window_size", "num_mel_bins", "feature_size", "win_length", "frame_length")
+_MAX_FILTER_SIZE = 8192
 
 
 def load_processor(folder: Path) -> Processor:
@@ -45,6 +48,7 @@ def load_processor(folder: Path) -> Processor:
         return image_generation_hook("load_processor")(folder)
     # Without image or audio preprocessing, the model reads text.
     preparation = _preparation(folder)
+    _refuse_large_filters(preparation or {}, folder / PREPROCESSOR)
     if preparation is None:
         tokenizer = load_tokenizer(folder)
         return sentence_processor(folder, tokenizer) if has_modules(folder) else tokenizer
@@ -76,6 +80,14 @@ def _preparation(folder: Path) -> Mapping[str, Any] | None:
     return config
 
 
+def _refuse_large_filters(preparation: Mapping[str, Any], path: Path) -> None:
+    """Raise `ModelError` for sizes of a feature extractor whose filters would take gigabytes."""
+    for name in _FILTER_SIZES:
+        size = preparation.get(name)
+        if isinstance(size, int | float) and not 0 <= size <= _MAX_FILTER_SIZE:
+            raise ModelError(f"The {name} is {size!r:.40}.", where=str(path), expected=f"at most {_MAX_FILTER_SIZE:,}")
+
+
 def _reads_both(folder: Path) -> bool:
     """Return True if the model reads images as tokens of a text, so that transformers' own processor joins both."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
@@ -98,11 +110,30 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return _load(transformers.AutoTokenizer, folder, "tokenizer", "the tokenizer's files in Hugging Face layout")
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json without transformers, whose import takes seconds. Raises `ModelError`."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    # The library raises no narrower type.
+    except Exception as error:
+        raise ModelError(
+            f"The tokenizer cannot be used: {first_line(error)}",
+            where=str(path),
+            expected="a file that the tokenizers library reads",
+            hint="copy the tokenizer's files again from the model that it belongs to",
+        ) from error
+
+
 def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
     allowed = allows_repository_code(folder)
     try:
         return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
-    except load_error_types() as error:
+    except Exception as error:
+        # The tokenizers library raises the base class for a file that it cannot read. A size in a config may be any.
+        if type(error) is not Exception and not isinstance(error, (*load_error_types(), MemoryError)):
+            raise
         message = f"The {what} cannot be loaded: {first_line(error)}"
         unexplained = ModelError(message, where=str(folder), expected=expected)
         raise explain_load_failure(folder, allowed) or unexplained from error
@@ -125,8 +156,7 @@ def processor_of(model: HasCompanions) -> Processor:
 
 def labels_of(model: HasCompanions) -> tuple[str, ...] | None:
     """Return class names in the order of their ids from the config among the companion files."""
-    names = json.loads(model.companions.get("config.json", b"{}")).get("id2label")
-    return None if names is None else tuple(names[key] for key in sorted(names, key=int))
+    return labels_of_config(json.loads(model.companions.get("config.json", b"{}")), Path("config.json"))
 
 
 class SentenceProcessor:

@@ -23,6 +23,8 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
 
     GPTQ's `dynamic` entries override the settings for matching layers. In compressed-tensors, the group that names the
     layer applies, else the group of its class.
+
+    Raises an `AttributeError`, a `TypeError` or a `ValueError` for a config whose fields have other types.
     """
     if quantization.get("quant_method") == COMPRESSED_TENSORS:
         groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]

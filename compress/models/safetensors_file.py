@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.models.stored_tensor import INDEX_TYPES, Role, StoredTensor, stored
 from compress.utils.errors import ModelError
@@ -35,25 +36,15 @@ _TYPES: dict[str, tuple[str, int]] = {
 
 def read_header(path: Path) -> tuple[StoredTensor, ...]:
     """Return every tensor in the order of its bytes, which are contiguous. Raises `ModelError` for a damaged file."""
-    from safetensors import SafetensorError, safe_open
-
     size = path.stat().st_size
     with path.open("rb") as head:
         length = int.from_bytes(head.read(8), "little")
     # A length beyond the end of the file is left to the library.
     refuse_above(LIMITS.safetensors_header_bytes, min(length, size), "The header", "bytes", path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            refuse_above(LIMITS.tensors, len(file.keys()), path.name, "tensors", path)
-            entries = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            layouts = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries]
-    except SafetensorError as error:
-        raise ModelError(
-            f"The safetensors file of {size} bytes is truncated or broken: {error}.",
-            where=str(path),
-            expected="a whole file, as safetensors' save_file writes it",
-            hint="Fetch or copy the file again; its download or copy may have stopped early.",
-        ) from error
+    with _opened(path, "numpy") as file:
+        refuse_above(LIMITS.tensors, len(file.keys()), path.name, "tensors", path)
+        entries = [(name, file.get_slice(name)) for name in file.offset_keys()]
+        layouts = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries]
     sizes = [math.prod(shape) * _TYPES[kind][1] // 8 for _, kind, shape in layouts]
     # The library does not expose offsets: the data are the last bytes of the file, without gaps.
     start, tensors = size - sum(sizes), []
@@ -68,20 +59,33 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
 
 def read_tensor(path: Path, name: str) -> torch.Tensor:
     """Return one tensor, memory-mapped from its file."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
+    with _opened(path, "pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata strings of a file."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = file.metadata()
+    with _opened(path, "pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
         return metadata
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+    """Open a file. Raises `ModelError` if it is broken, or lacks a tensor that is read from it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except SafetensorError as error:
+        raise ModelError(
+            f"The safetensors file of {path.stat().st_size} bytes is truncated or broken: {error}.",
+            where=str(path),
+            expected="a whole file, as safetensors' save_file writes it",
+            hint="Fetch or copy the file again; its download or copy may have stopped early.",
+        ) from error
 
 
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, wrong_fields
 from compress.utils.errors import ModelError
 from compress.utils.read_limits import parse_json
 
@@ -141,12 +141,17 @@ def has_modules(folder: Path) -> bool:
 
 def read_modules(folder: Path) -> SentenceModules:
     """Read the modules of a folder. Raises `ModelError` for modules that are not supported."""
+    with wrong_fields(folder / MODULES):
+        return _read_modules(folder)
+
+
+def _read_modules(folder: Path) -> SentenceModules:
     try:
         content = parse_json((folder / MODULES).read_text(encoding="utf-8"))
         entries = sorted(content, key=lambda entry: int(entry["idx"]))
         if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in entries):
             raise TypeError("a path or type is no text")
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{MODULES} cannot be read: {error}",
             where=str(folder / MODULES),
@@ -167,6 +172,12 @@ def read_modules(folder: Path) -> SentenceModules:
                 raise _unknown(folder / MODULES, fault, f"{dimensions}, which come before it")
             dimensions = len(step.weight)
     configs = {name: (folder / name).read_bytes() for name in CONFIGS if (folder / name).is_file()}
+    for name in configs:
+        length = read_json(folder / name).get("max_seq_length")
+        if length is not None and not isinstance(length, int):
+            raise ModelError(
+                f"The max_seq_length of {name} is {length!r:.40}.", where=str(folder / name), expected="a number"
+            )
     return SentenceModules(width, modes, tuple(steps), configs)
 
 
@@ -228,6 +239,9 @@ def _read_step(kind: str, folder: Path) -> Step:
     if "linear.weight" not in arrays:
         raise ModelError(f"A dense layer has no linear.weight, only {', '.join(arrays)}.", where=str(path))
     bias = arrays.get("linear.bias") if config.get("bias", True) else None
+    if arrays["linear.weight"].ndim != 2 or (bias is not None and bias.shape != arrays["linear.weight"].shape[:1]):
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise ModelError(f"The tensors of a dense layer do not fit together: {shapes}.", where=str(path))
     return Dense(arrays["linear.weight"], bias, _ACTIVATIONS[activation])
 
 

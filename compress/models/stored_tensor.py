@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 
-from compress.utils.errors import ModelError, incomplete_artifact_error
+from compress.utils.errors import ModelError, first_line, incomplete_artifact_error
 from compress.utils.pydantic_models import Frozen
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ Role = Literal["weight", "quantization", "constant"]
 Content: TypeAlias = bytes
 """Content of a whole file; a tensor's own field `bytes` is a number."""
 INDEX_TYPES = ("int64", "int32", "uint64", "bool")
+_PLAIN_TYPE = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
 _SUB_BYTE = re.compile(r"(u?int|float)[1-7](_|$)")
 """Types of less than 8 bits: `ml_dtypes` uses a byte per value, files pack several values into a byte."""
 
@@ -84,14 +85,25 @@ class StoredTensor(Frozen):
         return self.decoded(self.data(content))
 
     def decoded(self, data: np.ndarray) -> np.ndarray:
-        """Decode the stored bytes ``data``. Raises `ModelError` for a type that numpy does not have."""
-        if self.decode is not None:
-            array: np.ndarray = self.decode(data)
-            return array
+        """Decode the stored bytes ``data``. Raises `ModelError` for other bytes than those of the shape and the type.
+
+        Types that numpy does not have are refused too.
+        """
         dtype = numpy_dtype(self.dtype)
-        if dtype is None:
+        if dtype is None and self.decode is None:
             raise ModelError(f"The tensor {self.name!r} has the type {self.dtype}, which cannot be read.")
-        return data.view(dtype).reshape(self.shape)
+        try:
+            if self.decode is not None:
+                array: np.ndarray = self.decode(data)
+                return array
+            return data.view(cast("np.dtype[Any]", dtype)).reshape(self.shape)
+        except (NotImplementedError, OverflowError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The values of the tensor {self.name!r} cannot be read: {first_line(error)}.",
+                where=str(self.path),
+                expected=f"{self.dtype} values of the shape {list(self.shape)}",
+                hint="Fetch, copy or write the file again.",
+            ) from error
 
 
 def stored(
@@ -145,9 +157,9 @@ def numpy_dtype(name: str) -> np.dtype[Any] | None:
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 
-        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return extended
-    try:
-        return np.dtype(name)
-    except TypeError:
+        extended = getattr(ml_dtypes, name, None)
+        return None if extended is None else np.dtype(extended)
+    # numpy would read other texts as descriptions of records.
+    if not _PLAIN_TYPE.fullmatch(name):
         return None
+    return np.dtype(name)

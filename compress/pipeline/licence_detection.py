@@ -184,7 +184,7 @@ def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
     try:
         # This loader neither merges mappings nor repeats what an alias names, which may grow without end.
         fields = yaml.load(front[1], Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         if not own:
             return
         raise InputError(

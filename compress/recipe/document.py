@@ -44,7 +44,7 @@ class _TooMuchError(Exception):
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """YAML loader that composes nodes by the YAML 1.2 core schema instead of YAML 1.1."""
+    """YAML loader that composes nodes by the YAML 1.2 core schema instead of YAML 1.1, and not too many."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
     _nodes = 0
@@ -226,7 +226,10 @@ def _text(path: Path, document: Document) -> str | None:
 
 def nearest_sibling(path: Path) -> str | None:
     """Return the most similar name of a YAML file beside a missing one."""
-    return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+    try:
+        return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+    except (OSError, ValueError):  # a name that no folder can have
+        return None
 
 
 @dataclass
@@ -272,7 +275,7 @@ class _Values:
                     self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")
                 else:
                     # Add one entry to a mapping, and record a duplicate name as a problem.
-                    name = key.value
+                    name = self._text(key.value, path)
                     field_path = (*path, name)
                     if name in entries:
                         first = self.document.lines.get(field_path)
@@ -288,15 +291,19 @@ class _Values:
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, path)
 
+    def _text(self, text: str, path: FieldPath) -> str:
+        """Return a text, or record a problem and return an empty one."""
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self.document.problem(path, "an unpaired surrogate", "valid Unicode text")
+            return ""
+        return text
+
     def _scalar(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return text, a number, a boolean or None."""
         text = str(node.value)
         match node.tag.removeprefix(YAML_PREFIX):
             case "str" | "merge":
-                if any("\ud800" <= character <= "\udfff" for character in text):
-                    self.document.problem(path, "an unpaired surrogate", "valid Unicode text")
-                    return ""
-                return text
+                return self._text(text, path)
             case "null":
                 return None
             case "bool" if text.lower() in ("true", "false"):

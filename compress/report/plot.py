@@ -314,7 +314,8 @@ def scale_around(
     """
     numbers = list(values)
     low, high = min(numbers), max(numbers)
-    if logarithmic:
+    # A report may hold times of 0, which have no logarithm.
+    if logarithmic and low > 0:
         factor = max(high / low, 1.2) ** margin
         if high / low < 1.2:
             low, high = low / 1.1, high * 1.1

@@ -204,7 +204,7 @@ def read_predictions(folder: Path, model: str, target: str) -> StoredPredictions
         columns = parquet_columns(path, selected)[2]
     except FileNotFoundError:
         raise InputError(f"There is no {PREDICTIONS}.", where=str(folder), expected="a folder of a run") from None
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{PREDICTIONS} cannot be read: {error}", where=str(path)) from None
     answers = ModelAnswers(
         columns[f"{prefix}.answer"],

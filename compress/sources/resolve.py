@@ -18,6 +18,7 @@ from compress.tasks.task import Task
 from compress.utils.environment import user_cache
 from compress.utils.errors import InputError, ModelError
 from compress.utils.isolation import network_hint
+from compress.utils.paths import exists, expanded
 from compress.utils.progress import Progress, SilentProgress
 
 CARD = "README.md"
@@ -181,8 +182,8 @@ def _local(reference: str, progress: Progress) -> Path | None:
         from compress.data.samples.fetch import sample_directory
 
         return Path(sample_directory(reference.removeprefix("sample:"), progress))
-    path = Path(reference).expanduser()
-    if path.exists():
+    path = expanded(reference)
+    if exists(path):
         return path
     # A name with a model file's suffix is a missing file, not a Hugging Face id.
     if not _HUB_ID.match(reference) or path.suffix.lower() in (".gguf", ".onnx", ".safetensors", *PICKLE_SUFFIXES):

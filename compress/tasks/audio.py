@@ -29,6 +29,9 @@ _IN_MEMORY_BYTES = 1 << 30
 """Inputs up to this size are computed once and cached. Beyond it, recordings are decoded on each access."""
 _MASK = "attention_mask"
 _FRAMES_PER_SECOND = 100
+_RATES = range(1000, 768_001)
+_MAX_SAMPLES = 250_000_000
+"""Samples of all channels, 94 minutes in CD quality on one channel."""
 _SEARCH_SECONDS, _PAUSE_SECONDS = 6.0, 0.2
 """A window ends within its last seconds, in the middle of the quietest section of this length."""
 
@@ -66,10 +69,12 @@ def decode_recording(content: bytes, where: str, rate: int = 0) -> tuple[np.ndar
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             # Two bytes for each sample, as in a WAV file. A higher rate makes more samples of them.
+            if file.samplerate not in _RATES:
+                raise ValueError(f"its rate is {file.samplerate:,} Hz, not {_RATES.start:,} to {_RATES.stop - 1:,}")
             growth = max(file.channels, rate / file.samplerate)
             refuse_expansion(round(2 * file.frames * growth), len(content), "The recording", where)
             return file.read(dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise DataError(
             f"The recording cannot be decoded: {error}",
             where=where,
@@ -107,6 +112,8 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
     if samples.shape[1] > 1:
         remarks.add(f"of {samples.shape[1]} channels, mixed down")
     mono = samples.mean(axis=1)
+    if len(mono) * rate > _MAX_SAMPLES * file_rate:
+        raise DataError(f"The recording of {len(mono) / file_rate:,.0f} s is too long.", where=where, hint="cut it")
     if file_rate != rate:
         remarks.add(f"resampled from {file_rate:,} to {rate:,} Hz")
         mono = resample(mono, file_rate, rate)

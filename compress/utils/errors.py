@@ -26,6 +26,16 @@ from typing import Any
 
 from compress import DISTRIBUTION
 
+_LONGEST = 30_000
+"""Characters of a part of a message."""
+
+
+def _shown(text: str) -> str:
+    """Return a text of foreign files at a length and in characters that can be written."""
+    short = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
+    # JSON may hold halves of characters, which UTF-8 does not have.
+    return short.encode("utf-8", "backslashreplace").decode()
+
 
 class CompressError(Exception):
     """Base class of all expected errors, which the command line prints without a traceback.
@@ -44,13 +54,13 @@ class CompressError(Exception):
     def __init__(
         self, what: str, *, where: str | None = None, expected: str | None = None, hint: str | None = None
     ) -> None:
-        self.what = what
-        self.where = where
-        self.expected = expected
+        self.what = _shown(what)
+        self.where = None if where is None else _shown(where)
+        self.expected = None if expected is None else _shown(expected)
         self.hint = hint
         self.errors: tuple[CompressError, ...] = ()
         self.position: tuple[str, int | None, str] | None = None
-        super().__init__(what)
+        super().__init__(self.what)
 
     def as_dict(self) -> dict[str, object]:
         """Return type, message, place, expectation and hint, the JSON view of the error, and its problems."""

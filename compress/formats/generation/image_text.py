@@ -6,7 +6,8 @@ The names are transformers.js': `vision_encoder` makes `image_features` of `pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from compress.formats.generation.decoder import PAST, present_of
 from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, said_of, token_ids
 from compress.formats.generation.speech_recognition import open_pair
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, wrong_fields
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.utils.errors import InputError, ModelError, StageError
 
@@ -64,8 +65,12 @@ class AnswerRules:
 
 def read_rules(folder: Path) -> AnswerRules:
     """Return the rules of a folder's config.json and generation_config.json; raise `ModelError` if they are invalid."""
-    settings = said_of(folder)
-    config = read_json(folder / "config.json")
+    settings, config = said_of(folder), read_json(folder / "config.json")
+    with wrong_fields(folder / "config.json"):
+        return _rules(folder, settings, config)
+
+
+def _rules(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> AnswerRules:
     image = config.get("image_token_id", config.get("image_token_index"))
     text = config.get("text_config") or {}
     ends = token_ids(settings.get("eos_token_id", text.get("eos_token_id")))
@@ -75,7 +80,10 @@ def read_rules(folder: Path) -> AnswerRules:
             where=str(folder),
             expected="image_token_id in config.json, and eos_token_id in generation_config.json",
         )
-    return AnswerRules(image, ends, settings.get("max_new_tokens") or _LONGEST, text.get("max_position_embeddings"))
+    longest, positions = settings.get("max_new_tokens") or _LONGEST, text.get("max_position_embeddings")
+    return AnswerRules(
+        operator.index(image), ends, operator.index(longest), None if positions is None else operator.index(positions)
+    )
 
 
 def refuse_unfollowed(folder: Path) -> None:

@@ -5,6 +5,7 @@ What is written equals what transformers' `generate` writes by the same generati
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from compress.formats.generation.decoder import PAST, present_of
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, wrong_fields
 from compress.utils.errors import ModelError, StageError
 
 IDS, LOGITS = "input_ids", "logits"
@@ -142,7 +143,11 @@ def read_rules(folder: Path) -> WritingRules:
     Raises:
         ModelError: A setting is not supported.
     """
-    config = said_of(folder)
+    with wrong_fields(folder / _GENERATION):
+        return _rules(folder, said_of(folder))
+
+
+def _rules(folder: Path, config: dict[str, Any]) -> WritingRules:
     start = config.get("decoder_start_token_id", config.get("bos_token_id"))
     ends = token_ids(config.get("eos_token_id"))
     odd = [name for name, plain in PLAIN.items() if config.get(name) not in (None, plain)]
@@ -156,23 +161,23 @@ def read_rules(folder: Path) -> WritingRules:
         )
     more, fewest = config.get("max_new_tokens"), config.get("min_new_tokens")
     return WritingRules(
-        start=start,
+        start=operator.index(start),
         ends=ends,
-        longest=1 + more if more else config.get("max_length") or 1 + _LONGEST,
-        shortest=1 + fewest if fewest else config.get("min_length") or 0,
-        first=config.get("forced_bos_token_id"),
+        longest=operator.index(1 + more if more else config.get("max_length") or 1 + _LONGEST),
+        shortest=operator.index(1 + fewest if fewest else config.get("min_length") or 0),
+        first=next(iter(token_ids(config.get("forced_bos_token_id"))), None),
         last=token_ids(config.get("forced_eos_token_id")),
-        never=(*(words[0] for words in banned), *(config.get("suppress_tokens") or ())),
-        no_repeat=config.get("no_repeat_ngram_size") or 0,
-        beams=config.get("num_beams") or 1,
+        never=token_ids([*(words[0] for words in banned), *(config.get("suppress_tokens") or ())]),
+        no_repeat=operator.index(config.get("no_repeat_ngram_size") or 0),
+        beams=operator.index(config.get("num_beams") or 1),
         length_penalty=float(config.get("length_penalty") or 0.0) if "length_penalty" in config else 1.0,
         early_stopping=config.get("early_stopping") or False,
     )
 
 
 def token_ids(said: int | list[int] | None) -> tuple[int, ...]:
-    """Return the one or several tokens of a config entry as a tuple."""
-    return () if said is None else tuple(said) if isinstance(said, list) else (said,)
+    """Return the one or several tokens of a config entry as a tuple. Raises `TypeError` for other types."""
+    return tuple(map(operator.index, () if said is None else said if isinstance(said, list) else (said,)))
 
 
 def padded_sequences(rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 
 from compress.formats.generation.seq2seq import PairDecoder, TextWriter, padded_sequences, said_of, token_ids
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs
+from compress.models.json_file import wrong_fields
+from compress.models.processor import read_tokenizer
 from compress.utils.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -40,7 +43,11 @@ class SpeechRules:
 
 def read_rules(folder: Path) -> SpeechRules:
     """Return the rules of a folder's generation_config.json and config.json; raise `ModelError` if they are invalid."""
-    config = said_of(folder)
+    with wrong_fields(folder / GENERATION_CONFIG):
+        return _rules(folder, said_of(folder))
+
+
+def _rules(folder: Path, config: Mapping[str, Any]) -> SpeechRules:
     start, ends = config.get("decoder_start_token_id"), token_ids(config.get("eos_token_id"))
     if start is None or not ends:
         raise ModelError(
@@ -52,15 +59,15 @@ def read_rules(folder: Path) -> SpeechRules:
     prompt = (start, *_after_start(config, folder))
     positions = config.get("max_target_positions") or _POSITIONS
     never, not_first = (
-        np.array(config.get(key) or [], dtype=np.int64) for key in ("suppress_tokens", "begin_suppress_tokens")
+        np.array(token_ids(config.get(key)), dtype=np.int64) for key in ("suppress_tokens", "begin_suppress_tokens")
     )
     return SpeechRules(
-        prompt=prompt,
+        prompt=token_ids(list(prompt)),
         ends=ends,
         never=never,
         not_first=not_first,
         # transformers' `generate` counts the prompt on top of max_length.
-        longest=min(positions, (config.get("max_length") or _POSITIONS) + len(prompt)),
+        longest=operator.index(min(positions, (config.get("max_length") or _POSITIONS) + len(prompt))),
     )
 
 
@@ -163,8 +170,6 @@ class Transcriber:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
     if not (folder / _TOKENIZER).is_file():
         raise ModelError(
             f"The model folder has no {_TOKENIZER}.",
@@ -172,7 +177,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
             expected="the tokenizer beside the graphs",
             hint="write it with save_pretrained of the model's tokenizer",
         )
-    return Tokenizer.from_file(str(folder / _TOKENIZER))
+    return read_tokenizer(folder / _TOKENIZER)
 
 
 def open_pair(encoder: Session, decoder: Session, folder: Path) -> Session:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 GGUF_FILE = "model.gguf"
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _PLAIN = {
@@ -111,11 +112,18 @@ class _Cursor:
         count, pairs = self.scalar("Q"), self.scalar("Q")
         refuse_above(LIMITS.tensors, count, path.name, "tensors", path)
         self.count_entries(pairs)
-        metadata = {self.string(): self.value(self.scalar("I")) for _ in range(pairs)}
+        metadata: dict[str, Any] = {}
+        for _ in range(pairs):
+            name, kind = self.string(), self.scalar("I")
+            if name in metadata or (name == _ALIGNMENT and kind != _UINT32):
+                raise _broken(path, f"the key {name!r} occurs twice or has an unexpected type")
+            metadata[name] = self.value(kind)
         entries = [self.entry() for _ in range(count)]
-        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise _broken(path, f"its alignment is {alignment!r}")
+        if len({entry[0] for entry in entries}) < len(entries):
+            raise _broken(path, "two tensors have one name")
+        alignment = metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
+        if alignment.bit_count() != 1:
+            raise _broken(path, f"its alignment is {alignment}, no power of two")
         # Tensor data begins at the next multiple of the alignment.
         begin = math.ceil(self.position / alignment) * alignment
         return GgufHeader(metadata, tuple(_tensor(path, begin, *entry) for entry in entries))
@@ -168,6 +176,8 @@ def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int
     except ValueError as error:
         raise _broken(path, f"the tensor {name!r} has the unknown type {kind}") from error
     block, block_bytes = GGML_QUANT_SIZES[ggml]
+    if (shape[-1] if shape else 1) % block:
+        raise _broken(path, f"the rows of the tensor {name!r} are no multiple of {block}, the block of {ggml.name}")
     size = math.prod(shape) // block * block_bytes
     return stored(name, ggml.name, shape, path, (begin + offset, size), decode=partial(_dequantized, ggml.name, shape))
 
@@ -175,11 +185,14 @@ def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int
 def _dequantized(kind: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
     """Return the values of a ggml type, with quantized ones as float32."""
 
+    import numpy as np
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     if kind in _PLAIN:
         return data.view(_PLAIN[kind]).reshape(shape)
+    if not data.size:
+        return np.empty(shape, np.float32)
     values: np.ndarray = dequantize(data.reshape(*shape[:-1], -1), GGMLQuantizationType[kind])
     return values
 

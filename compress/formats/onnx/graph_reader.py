@@ -26,6 +26,7 @@ INTEGER_OPERATORS = (
     *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 )
 """Operators that identify a quantized graph."""
+_MAX_SIZE = (1 << 63) - 1
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 """Field numbers of float_data, int32_data, string_data, int64_data, raw_data, double_data and uint64_data."""
 
@@ -111,13 +112,16 @@ class _Wire:
                 raise ValueError("an integer of more than 64 bits")
 
     def messages(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (field number, start, stop) of a message whose known fields all have bytes; skip other integers."""
+        """Yield (field number, start, stop) of a message whose known fields all have bytes; skip other types."""
         for number, begin, end in self.fields(position, stop):
             if end >= 0:
                 yield number, begin, end
 
-    def fields(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (field number, value, -1) for integers and (field number, start, stop) for everything else."""
+    def fields(self, position: int, stop: int, fixed: bool = False) -> Iterator[tuple[int, int, int]]:
+        """Yield (field number, value, -1) for integers and (field number, start, stop) for bytes.
+
+        Fields of four and eight bytes are yielded if ``fixed``, as bytes too.
+        """
         while position < stop:
             self.count += 1
             refuse_above(LIMITS.graph_fields, self.count, self.path.name, "fields", self.path)
@@ -132,7 +136,8 @@ class _Wire:
             length, position = self.varint(position, stop) if wire == 2 else ({1: 8, 5: 4}[wire], position)
             if position + length > stop:
                 raise EOFError
-            yield number, position, position + length
+            if wire == 2 or (fixed and number in _PAYLOADS):
+                yield number, position, position + length
             position += length
 
     def text(self, start: int, stop: int) -> str:
@@ -162,7 +167,9 @@ class _Wire:
                 self.graph.initializers.append(self.tensor(begin, end))
             # The values and indices of a SparseTensorProto.
             elif number == 15:
-                parts = [self.tensor(first, last) for part, first, last in self.messages(begin, end) if part in (1, 2)]
+                places = [place for place in self.messages(begin, end) if place[0] in (1, 2)]
+                _refuse_repetitions([place[0] for place in places])
+                parts = [self.tensor(first, last) for _, first, last in places]
                 for part in parts[1:]:
                     part.name = f"{parts[0].name}_indices"
                 self.graph.initializers += parts
@@ -193,6 +200,7 @@ class _Wire:
     def attribute(self, node: GraphNode, start: int, stop: int) -> None:
         """Read an AttributeProto into ``node``; tensors and subgraphs in it are added to the graph."""
         name = ""
+        _refuse_repetitions([number for number, _, _ in self.messages(start, stop) if number in (5, 6)])
         for number, begin, end in self.fields(start, stop):
             if number == 3 and end < 0:
                 node.integers[name] = begin
@@ -211,7 +219,7 @@ class _Wire:
         """Read the description of a TensorProto and step over its values."""
         tensor = Initializer(start, stop)
         shape: list[int] = []
-        for number, begin, end in self.fields(start, stop):
+        for number, begin, end in self.fields(start, stop, fixed=True):
             if number == 1:
                 shape += [begin] if end < 0 else self.packed(begin, end)
             elif number == 2 and end < 0:
@@ -226,6 +234,8 @@ class _Wire:
         refuse_above(LIMITS.dimensions, len(shape), f"The tensor {tensor.name!r}", "dimensions", self.path)
         self.tensors += 1
         refuse_above(LIMITS.tensors, self.tensors, self.path.name, "tensors", self.path)
+        if max(shape, default=0) > _MAX_SIZE:
+            raise ValueError(f"the tensor {tensor.name!r} has a negative size")
         tensor.shape = tuple(shape)
         return tensor
 
@@ -242,6 +252,12 @@ class _Wire:
         """Read the key and the value of a StringStringEntryProto."""
         both = {number: self.text(begin, end) for number, begin, end in self.messages(start, stop)}
         return both.get(1, ""), both.get(2, "")
+
+
+def _refuse_repetitions(numbers: list[int]) -> None:
+    """Raise `ValueError` for a tensor or graph that a message has twice, whose parts protobuf would join."""
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("a message has one field twice")
 
 
 def _broken(path: Path, reason: str) -> ModelError:

@@ -269,10 +269,14 @@ def _stored(item: Initializer, file: Path) -> StoredTensor:
 
 
 def _parsed(data: np.ndarray) -> np.ndarray:
-    """Decode a whole TensorProto."""
+    """Decode a whole TensorProto. Raises `ValueError` for a broken one."""
+    from google.protobuf.message import DecodeError
     from onnx import TensorProto, numpy_helper
 
-    array: np.ndarray = numpy_helper.to_array(TensorProto.FromString(data.tobytes()))
+    try:
+        array: np.ndarray = numpy_helper.to_array(TensorProto.FromString(data.tobytes()))
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
     return array
 
 

@@ -86,7 +86,7 @@ def _constants(root: ElementTree.Element, weights: Path) -> Iterator[StoredTenso
         shape = tuple(int(axis) for axis in data.attrib["shape"].split(",") if axis.strip())
         name, kind = layer.attrib["name"], data.attrib["element_type"]
         # numpy's name of the type, or OpenVINO's own for packed integers.
-        long_name = {"i": "int", "u": "uint"}.get(kind[0], kind[0]) + kind[1:]
+        long_name = {"i": "int", "u": "uint"}.get(kind[:1], kind[:1]) + kind[1:]
         dtype = _TYPES.get(kind, kind if kind in _PACKED else long_name)
         span = int(data.attrib["offset"]), int(data.attrib["size"])
         role = infer_role(dtype, shape, scales=name.endswith(_COMPANIONS))

@@ -82,7 +82,15 @@ def unpack(archive: Path, folder: Path) -> None:
                 # zipfile returns at most the stated bytes, and verifies their checksum.
                 with opened.open(entry) as source, (folder / name).open("wb") as sink:
                     shutil.copyfileobj(source, sink, _CHUNK)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise BundleError(f"The zip is damaged: {error}", where=str(archive), hint="take it again") from error
     except OSError as error:
         raise StorageError(
@@ -108,7 +116,7 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
     lowercase_names: set[str] = set()
     for entry in opened.infolist():
         name = entry.filename
-        if entry.is_dir():
+        if name.endswith("/"):
             raise _refused(archive, name, "is a folder")
         reason = unsafe_member_reason(name, is_plain(entry))
         if reason is not None:

@@ -146,15 +146,18 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         manifest = Manifest.model_validate(fields)
+        sealed = manifest.sealed()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"The {MANIFEST} has text that is no Unicode: {error.reason}.", where=str(path)) from None
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
         raise BundleError(f"The {MANIFEST} is not valid:\n  " + "\n  ".join(lines), where=str(path)) from None
     # Writing the manifest again gives the same bytes unless somebody changed it.
-    if manifest.sealed() != content:
+    if sealed != content:
         raise BundleError(
             f"The {MANIFEST} was changed after it was written.",
             where=str(path),
-            expected=f"the digest {json.loads(manifest.sealed())['digest']}, and the layout that `compress` writes",
+            expected=f"the digest {json.loads(sealed)['digest']}, and the layout that `compress` writes",
             hint="take the bundle again from where it came",
         )
     return manifest

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from compress.plugins.nightly.record import EntryOutcome, Host, Kind, Night, NightFinding, Rows, Status
 from compress.plugins.nightly.trend import Series, TrendPoint
-from compress.utils.errors import InputError, StorageError
+from compress.utils.errors import InputError, StorageError, first_line
 
 BACKUP_COUNT = 3
 _MAGIC = b"SQLite format 3\0"
@@ -74,7 +74,7 @@ def is_undamaged(path: Path) -> bool:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
             return False
         raise
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return False
 
 
@@ -246,6 +246,20 @@ class NightHistory:
             outcomes = _grouped(connection, "outcomes", EntryOutcome.model_fields)
             findings = _grouped(connection, "findings", NightFinding.model_fields)
             rows = connection.execute("SELECT * FROM nights WHERE suite = ? ORDER BY night", (suite,)).fetchall()
+        try:
+            return self._nights(rows, outcomes, findings)
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise InputError(
+                f"The history has a night that cannot be read: {first_line(error)}",
+                where=str(self.path),
+                expected="values as `compress nightly` writes them",
+                hint=f"put a backup in its place ({self.path.name}.backup-1), or name another file in the suite",
+            ) from error
+
+    @staticmethod
+    def _nights(
+        rows: Sequence[sqlite3.Row], outcomes: Mapping[int, list[_Row]], findings: Mapping[int, list[_Row]]
+    ) -> tuple[Night, ...]:
         return tuple(
             Night(
                 suite=row["suite"],

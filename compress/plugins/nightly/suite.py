@@ -13,6 +13,7 @@ from compress.recipe.json_schema import DIALECT
 from compress.recipe.policy import Policy
 from compress.recipe.validation_errors import validate
 from compress.utils.errors import InputError, did_you_mean, nearest_name
+from compress.utils.paths import is_file
 from compress.utils.pydantic_models import Frozen
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -82,7 +83,7 @@ def read_suite(path: Path) -> NightlySuite:
     names = set[str]()
     for index, entry in numbered:
         recipe = entry["recipe"]
-        if not (folder / recipe).is_file():
+        if not is_file(folder / recipe):
             expected, near = f"a recipe, from {str(folder)!r}", nearest_sibling(folder / recipe)
             document.problem(("entries", index, "recipe"), f"{recipe!r}, where no file lies", expected, near)
         name = entry["name"] if isinstance(entry.get("name"), str) else Path(recipe).stem

@@ -92,7 +92,7 @@ def read_lock(path: Path) -> dict[str, Any]:
     """Return the contents of a `lock.json`. Raises `InputError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The run's lock cannot be read: {error}", where=str(path)) from None
     # A lock of an unknown form counts as empty.
     return content if isinstance(content, dict) else {}

@@ -25,6 +25,7 @@ from compress.report.run_folder import MODEL, RECIPE, REPORT
 from compress.results.report import FrozenRecord, invalid_fields
 from compress.utils.environment import MISSING
 from compress.utils.errors import BundleError, InputError
+from compress.utils.paths import is_file, is_within
 from compress.utils.storage import digest_file
 
 STATEMENT = "provenance.json"
@@ -131,8 +132,7 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
         # Raise `BundleError` if a file is missing or differs. On the Hub the model's own files lie at the top.
         candidates = [folder / subject.name, folder / subject.name.removeprefix(f"{MODEL}/")]
         # A statement must not make this read files outside the folder.
-        inside = [path for path in candidates if path.resolve().is_relative_to(folder.resolve())]
-        file = next((path for path in inside if path.is_file()), None)
+        file = next((path for path in candidates if is_within(path, folder) and is_file(path)), None)
         if file is None:
             raise BundleError(
                 f"The file {subject.name} is missing.",
@@ -148,8 +148,11 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
                 expected=f"the SHA-256 {expected_digest}",
                 hint="download the model again",
             )
-    parameters = statement.predicate.get("buildDefinition", {}).get("externalParameters", {})
-    return VerifiedStatement(len(statement.subject), fingerprint, str(parameters.get("recipe", {}).get("name", "")))
+    name: Any = statement.predicate
+    # The predicate may hold anything.
+    for key in ("buildDefinition", "externalParameters", "recipe", "name"):
+        name = name.get(key) if isinstance(name, dict) else None
+    return VerifiedStatement(len(statement.subject), fingerprint, "" if name is None else str(name))
 
 
 def read_statement(path: Path) -> Statement:

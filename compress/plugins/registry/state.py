@@ -210,6 +210,9 @@ class State:
     def previous(self, name: str, alias: str) -> Version:
         """Return the version that a rollback of an alias leads to, skipping retired ones. Raises `InputError`."""
         current = self.find(f"{name}@{alias}")
+        # A number and `latest` find a version too, but were never promoted.
+        if (name, alias) not in self.stacks:
+            raise InputError(f"{alias!r} is no alias of {name}.", expected=_one_of(self.aliases(name)))
         # Walk back over the versions that the alias referred to.
         earlier = (self.versions[name][number] for number in reversed(self.stacks[name, alias][:-1]))
         previous = next((version for version in earlier if not version.retired and version != current), None)

@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 
 from compress.formats.target_profile import TargetProfile
 from compress.numerics.statistics import IntervalEstimate
@@ -31,6 +33,12 @@ class StageCost(Frozen):
     cached: bool
 
 
+def _check_rows(text: str) -> str:
+    """Return a text of `pack_rows`. Raises `ValueError` for another text."""
+    unpack_rows(text)
+    return text
+
+
 class TrialOutcome(Frozen):
     """Outcome of a trial that has ended. With an ``error``, every other field but ``seconds`` is empty.
 
@@ -49,7 +57,7 @@ class TrialOutcome(Frozen):
     final: dict[str, float] = {}
     baseline: dict[str, float] = {}
     spread: dict[str, tuple[float, float]] = {}
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, Annotated[str, AfterValidator(_check_rows)]]] = {}
     stages: tuple[StageCost, ...] = ()
     seconds: float = 0.0
     error: str | None = None
@@ -100,6 +108,8 @@ def unpack_rows(text: str) -> tuple[float, ...]:
     """Decode the text of `pack_rows`."""
     kind, count, data = text.split(":")
     content = np.frombuffer(base64.b64decode(data), dtype=np.uint8)
+    if int(count) > 8 * content.size:
+        raise ValueError(f"{count} outcomes in {content.size} bytes")
     values = np.unpackbits(content, count=int(count)).astype(float) if kind == "bits" else content.view("<f8")
     return tuple(values.tolist())
 

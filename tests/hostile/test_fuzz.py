@@ -100,7 +100,7 @@ def lying(folder: Path) -> object:
 def unprintable(folder: Path) -> object:
     if len(_values(folder)) != 3:
         error = InputError("x")
-        error.what = error.args = ("\ud800",)  # type: ignore[assignment]
+        error.what = "\ud800"
         raise error
     return None
 

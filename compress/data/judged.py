@@ -107,7 +107,7 @@ def read_rated_pairs(path: Path) -> RatedPairs:
                 raise DataError(f"The {name} is not text.", where=rows.place(index), expected="a text")
         try:
             scores.append(float(score))
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             scores.append(math.nan)
         if not math.isfinite(scores[-1]):
             raise DataError(f"The score is {score!r:.60}.", where=rows.place(index), expected="a number")

@@ -172,7 +172,7 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
     peft = import_peft("an adapter")
     from safetensors import SafetensorError
 
-    refusals: tuple[type[Exception], ...] = (*load_error_types(), UserWarning, SafetensorError)
+    refusals: tuple[type[Exception], ...] = (*load_error_types(), UserWarning, SafetensorError, re.error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # peft only warns of weights that are missing

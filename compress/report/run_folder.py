@@ -201,6 +201,8 @@ def read_predictions(folder: Path, model: str, target: str) -> StoredPredictions
         if prefix is None:
             raise InputError(f"{PREDICTIONS} has no predictions of {model} on {target}.", where=str(path))
         selected = ["label", *(f"{prefix}.{part}" for part in ("answer", "probability", "correct"))]
+        if missing := {*selected} - {*names}:
+            raise InputError(f"{PREDICTIONS} has no column {min(missing)!r}.", where=str(path))
         columns = parquet_columns(path, selected)[2]
     except FileNotFoundError:
         raise InputError(f"There is no {PREDICTIONS}.", where=str(folder), expected="a folder of a run") from None

@@ -57,11 +57,12 @@ def machine_differences(baseline: dict[str, Any], candidate: dict[str, Any]) -> 
         for key, name in SOFTWARE.items()
         if key != "packages" and key in baseline and key in candidate and baseline[key] != candidate[key]
     ]
-    packages = baseline.get("packages") or {}, candidate.get("packages") or {}
+    given = (side.get("packages") for side in (baseline, candidate))
+    packages = [side if isinstance(side, dict) else {} for side in given]
     for package in sorted(packages[0].keys() | packages[1].keys()) if all(packages) else ():
         versions = [side.get(package, "not installed") for side in packages]
         if versions[0] != versions[1]:
-            software.append(f"{package}: {' and '.join(versions)}")
+            software.append(f"{package}: {versions[0]} and {versions[1]}")
     return MachineDifferences(tuple(unknown + machine), tuple(software))
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch.nn.functional import pad
 
 from compress.models.checkpoint import TABLES
@@ -51,7 +50,7 @@ class BlockCache:
             return None
         try:
             return layers_in(self.file(index))
-        except SafetensorError:
+        except ModelError:
             return None
 
     def store(self, index: int, tensors: Mapping[str, torch.Tensor], layers: Sequence[Layer]) -> None:

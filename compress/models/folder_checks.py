@@ -9,6 +9,7 @@ from compress.models.config_checks import is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.models.json_file import read_json, read_optional_json, wrong_fields
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline, part_config, pipeline_weights
+from compress.models.processor import TOKENIZER_FILES
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
@@ -17,15 +18,7 @@ from compress.utils.paths import is_file, is_within
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+
 PROCESSOR_FILES = (
     *TOKENIZER_FILES,
     "preprocessor_config.json",

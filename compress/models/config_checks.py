@@ -20,6 +20,15 @@ _MAPPINGS = ("auto_mappings", "configuration_auto")
 
 
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def check_config(folder: Path, trust_remote_code: bool) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compress.models.config_checks import is_timm
+from compress.models.config_checks import TOKENIZER_FILES, is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.models.json_file import read_json, read_optional_json, wrong_fields
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline, part_config, pipeline_weights
-from compress.models.processor import TOKENIZER_FILES
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compress.models.config_checks import allows_repository_code, explain_load_failure, load_error_types
+from compress.models.config_checks import (
+    TOKENIZER_FILES,
+    allows_repository_code,
+    explain_load_failure,
+    load_error_types,
+)
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.models.json_file import labels_of_config, read_json, read_optional_json
 from compress.models.model import write_companions
@@ -28,15 +33,6 @@ _JOINED = "processor_config.json"
 _SIGLIP_LENGTH = 64
 _FILTER_SIZES = ("n_fft", "fft_window_size", "num_mel_bins", "feature_size", "win_length", "frame_length")
 _MAX_FILTER_SIZE = 8192
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 
 
 def load_processor(folder: Path) -> Processor:

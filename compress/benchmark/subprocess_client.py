@@ -22,7 +22,7 @@ from compress.formats.target_profile import Target
 from compress.models.config_checks import allowed_code
 from compress.utils import errors
 from compress.utils.errors import CompressError, ModelError, StageError
-from compress.utils.isolation import CRASHES, MEMORY_VARIABLE
+from compress.utils.isolation import CRASH_HINT, CRASHES, MEMORY_VARIABLE
 
 Reply = dict[str, Any]
 _TAIL_CHARACTERS = 2000
@@ -292,9 +292,9 @@ class WorkerProcess:
         number = signal.Signals(-code)
         if self._opened is not None and number in (*CRASHES, signal.SIGXCPU):
             # The fault is that of the file, as if it had been refused. Native code writes pages of addresses.
-            hint = "the file is damaged, or made to attack its reader: write it again, or use one that you trust"
             what = f"The process that measures {self.label!r} was killed by {number.name}."
-            error = StageError(what, where=str(self._opened), expected="a model that its runtime can run", hint=hint)
+            expected = "a model that its runtime can run"
+            error = StageError(what, where=str(self._opened), expected=expected, hint=CRASH_HINT)
             error.exit_code = 2
             return error
         hint = " (the system may have run out of memory)" if number == signal.SIGKILL else ""

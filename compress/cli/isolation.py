@@ -11,7 +11,7 @@ import typer
 
 from compress.utils.environment import memory_bytes, memory_limit_bytes
 from compress.utils.errors import InputError
-from compress.utils.isolation import CPU_VARIABLE, MEMORY_VARIABLE, NETWORK_VARIABLE, Limits, isolate, isolation_record
+from compress.utils.isolation import CPU_VARIABLE, MEMORY_VARIABLE, NETWORK_VARIABLE, Limits, current_limits, isolate
 
 FETCHED_TARGETS = ("browser", "browser-webgpu", "node")
 """Targets whose runtime is fetched when it is first used."""
@@ -36,8 +36,7 @@ def isolate_command(command: Any, arguments: list[str], runs_models: bool, verbo
     names = [str(name) for name in (*models, values.get("baseline")) if name is not None]
     isolate(", ".join(names), choose_limits(names, values, runs_models))
     if verbose:
-        limits = Limits(**isolation_record())  # type: ignore[arg-type]
-        typer.echo(f"limits of this process: {limits}", err=True)
+        typer.echo(f"limits of this process: {current_limits()}", err=True)
 
 
 def choose_limits(names: list[str], values: dict[str, Any], runs_models: bool) -> Limits:
@@ -56,11 +55,11 @@ def choose_limits(names: list[str], values: dict[str, Any], runs_models: bool) -
         # Runtimes of graphics cards and of browsers reserve terabytes of addresses.
         address_bytes=None if memory is None or sizes is None else memory + sizes,
         cpu_seconds=seconds,
-        network=asks_for_network(names, values),
+        network=needs_network(names, values),
     )
 
 
-def asks_for_network(names: list[str], values: dict[str, Any]) -> bool:
+def needs_network(names: list[str], values: dict[str, Any]) -> bool:
     """Return whether a command line names something that may have to be fetched, or another machine."""
     return (
         os.environ.get(NETWORK_VARIABLE) == "1"

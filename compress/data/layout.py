@@ -19,7 +19,7 @@ SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of each split are.
+    """Files or folders with the rows of each split.
 
     Attributes:
         source: Source of a recipe's `data` section; empty for the task's own data.

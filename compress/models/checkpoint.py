@@ -18,6 +18,7 @@ from compress.models.quantization_config import COMPRESSED_TENSORS, layer_settin
 from compress.models.safetensors_file import read_header, read_metadata, read_tensor
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError, first_line
+from compress.utils.read_limits import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +194,7 @@ class Checkpoint:
         if not path.is_file():
             return {}
         with wrong_fields(path):
-            settings = json.loads(read_metadata(path)["tables"])
+            settings = parse_json(read_metadata(path)["tables"])
             return {
                 str(module): {name: operator.index(table[name]) for name in ("bits", "group_size", "rows")}
                 for module, table in settings.items()

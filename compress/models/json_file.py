@@ -14,9 +14,9 @@ from compress.utils.read_limits import LIMITS, parse_json, refuse_above
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `ModelError` for a missing, giant or special file, or other content."""
-    if exists(path) and not path.is_file():
-        raise ModelError(f"{path.name} is no regular file.", where=str(path), expected="a file of JSON")
     if exists(path):
+        if not path.is_file():
+            raise ModelError(f"{path.name} is no regular file.", where=str(path), expected="a file of JSON")
         refuse_above(LIMITS.json_bytes, path.stat().st_size, path.name, "bytes", path)
     try:
         value = parse_json(path.read_text(encoding="utf-8"))

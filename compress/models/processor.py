@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -114,12 +115,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return _load(transformers.AutoTokenizer, folder, "tokenizer", "the tokenizer's files in Hugging Face layout")
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json without transformers, whose import takes seconds. Raises `ModelError`."""
-    from tokenizers import Tokenizer
-
+@contextmanager
+def tokenizer_errors(path: Path) -> Iterator[None]:
+    """Turn what the tokenizers library raises into a `ModelError` about its file."""
     try:
-        return Tokenizer.from_file(str(path))
+        yield
     # The library raises no narrower type.
     except Exception as error:
         raise ModelError(
@@ -128,6 +128,14 @@ def read_tokenizer(path: Path) -> Tokenizer:
             expected="a file that the tokenizers library reads",
             hint="copy the tokenizer's files again from the model that it belongs to",
         ) from error
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json without transformers, whose import takes seconds. Raises `ModelError`."""
+    from tokenizers import Tokenizer
+
+    with tokenizer_errors(path):
+        return Tokenizer.from_file(str(path))
 
 
 def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:

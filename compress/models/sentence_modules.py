@@ -151,7 +151,7 @@ def _read_modules(folder: Path) -> SentenceModules:
         entries = sorted(content, key=lambda entry: int(entry["idx"]))
         if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in entries):
             raise TypeError("a path or type is no text")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{MODULES} cannot be read: {error}",
             where=str(folder / MODULES),

@@ -10,7 +10,7 @@ from compress.models.config_checks import MODULE_KEY, is_timm, load_error_types
 from compress.models.json_file import read_json
 from compress.tasks.capability import SINGLE_CALL, TAKES_IMAGES, takes_media
 from compress.tasks.task import Examples, Task
-from compress.utils.errors import InputError, ModelError, first_line
+from compress.utils.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,18 +51,11 @@ def check_first_batch(task: Task, folder: Path, data: Dataset, max_length: int) 
 
 def _check_tokenizer(path: Path, texts: list[str]) -> None:
     """Raise `ModelError` for a tokenizer.json that the tokenizers library cannot read or apply."""
-    from tokenizers import Tokenizer
+    from compress.models.processor import read_tokenizer, tokenizer_errors
 
-    try:
-        Tokenizer.from_file(str(path)).encode_batch(texts)
-    # The library raises no narrower type.
-    except Exception as error:
-        raise ModelError(
-            f"The tokenizer cannot be used: {first_line(error)}",
-            where=str(path),
-            expected="a file that the tokenizers library reads",
-            hint="copy the tokenizer's files again from the model that it belongs to",
-        ) from error
+    tokenizer = read_tokenizer(path)
+    with tokenizer_errors(path):
+        tokenizer.encode_batch(texts)
 
 
 def _check_images(folder: Path, examples: Examples) -> None:

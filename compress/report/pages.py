@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from compress.report import charts, generated_outputs, headline, rows, slices
 from compress.report.run_folder import REPORT, write_atomically
 from compress.results import formatting, metrics
-from compress.results.formatting import format_improvement, format_measurement
+from compress.results.formatting import format_measurement
 from compress.results.metrics import Metric
 from compress.results.report import BASELINE, Report
 
@@ -185,17 +185,12 @@ def _measured(report: Report, target: str, columns: Sequence[Metric]) -> tuple[l
 
 def _against(report: Report, target: str, columns: Sequence[Metric]) -> tuple[list[str], Cells]:
     """Return a table of every model with the ratios of its values to the baseline's."""
-    baseline = {metric.name: report.find(BASELINE, metric.name, target) for metric in columns}
-    compared = [metric for metric in columns if baseline[metric.name]]
-    cells = []
-    for model, name in rows.models_of(report, target, compared).items():
-        if model == BASELINE:
-            continue
-        cells.append([name])
-        for metric in compared:
-            row, baseline_row = report.find(model, metric.name, target), baseline[metric.name]
-            text = format_improvement(metric, row.value, baseline_row.value) if row and baseline_row else ""
-            cells[-1].append(rows.approximate_mark(report, row) + text if row and text else "")
+    compared = [metric for metric in columns if report.find(BASELINE, metric.name, target)]
+    cells = [
+        [name, *(rows.improvement_text(report, model, metric, target) for metric in compared)]
+        for model, name in rows.models_of(report, target, compared).items()
+        if model != BASELINE
+    ]
     return ["Model", *(metric.title for metric in compared)], cells
 
 

@@ -139,8 +139,8 @@ def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> dict[st
     return names
 
 
-def improvement_cell(report: Report, model: str, metric: Metric, target: str) -> str:
-    """Return `17.8x smaller` or `99.5% of baseline`, or nothing without a comparison.
+def improvement_text(report: Report, model: str, metric: Metric, target: str) -> str:
+    """Return `17.8x smaller`, `~2x faster` or `99.5%`, or nothing without a comparison.
 
     Args:
         report: Report of the run.
@@ -152,8 +152,13 @@ def improvement_cell(report: Report, model: str, metric: Metric, target: str) ->
     if row is None or baseline is None or model == BASELINE:
         return ""
     text = format_improvement(metric, row.value, baseline.value)
-    mark = approximate_mark(report, row) if text else ""
-    return f"{mark}{text} of baseline" if text and metric.style == "percent" else mark + text
+    return approximate_mark(report, row) + text if text else ""
+
+
+def improvement_cell(report: Report, model: str, metric: Metric, target: str) -> str:
+    """Return `improvement_text`, for a share with the words `of baseline`."""
+    text = improvement_text(report, model, metric, target)
+    return f"{text} of baseline" if text and metric.style == "percent" else text
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:
@@ -179,7 +184,7 @@ def speedup_notes(report: Report) -> tuple[str, ...]:
         if not (before and now and speedup) or min(before.value, now.value, speedup.value) <= 0:
             continue
         quotient = before.value / now.value
-        if abs(speedup.value / quotient - 1) > _NOTABLE_DIFFERENCE:
+        if abs(speedup.value / quotient - 1) > NOTABLE_DIFFERENCE:
             notes.append(
                 f"{target}: the speed-up is the mean ratio of calls timed in turns, which cancels slow phases of the "
                 f"machine; the quotient of the two median latencies is {quotient:.3g}x"
@@ -234,8 +239,8 @@ def run_line(report: Report) -> str:
     return ", ".join(parts)
 
 
-_NOTABLE_DIFFERENCE = 0.1
-"""Relative difference of a speed-up and the quotient of the latencies from which views explain it."""
+NOTABLE_DIFFERENCE = 0.1
+"""Relative difference of a ratio of times and the quotient of the times from which views explain it."""
 UNNAMED = "(no module in the name)"
 _SEPARATORS = re.compile(r"[./]+")
 _GENERATED = re.compile(r"^(onnx::.*|val_\d+.*|_val_\d+.*|\d+|[a-z]*const(ant)?_?\d*.*)$", re.IGNORECASE)

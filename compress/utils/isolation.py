@@ -30,6 +30,7 @@ MEMORY_VARIABLE, CPU_VARIABLE = "COMPRESS_MEMORY_LIMIT_GB", "COMPRESS_CPU_LIMIT_
 NETWORK_VARIABLE = "COMPRESS_NETWORK"
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 """Signals that end a process because of a fault of its native code."""
+CRASH_HINT = "the file is damaged, or made to attack its reader: write it again, or use one that you trust"
 _FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 _NO_NAMESPACE = 99
 """Exit code of a child that lost its rights on the way to a namespace. It is started again without one."""
@@ -70,14 +71,19 @@ class _State:
 _state = _State()
 
 
+def current_limits() -> Limits:
+    """Return the limits of this process."""
+    return _state.limits
+
+
 def isolation_record() -> dict[str, int | bool | None]:
     """Return the limits of this process as plain values, for JSON."""
-    return asdict(_state.limits)
+    return asdict(current_limits())
 
 
 def network_is_blocked() -> bool:
     """Return whether this process was started without network."""
-    return not _state.limits.network
+    return not current_limits().network
 
 
 def network_hint() -> str | None:
@@ -218,7 +224,7 @@ def _end(status: int, subject: str, limits: Limits, stack: bytes) -> NoReturn:
             f"It made {name} crash ({number.name}).",
             where=subject,
             expected="a whole model that its own library can read",
-            hint="the file is damaged, or made to attack its reader: write it again, or use one that you trust",
+            hint=CRASH_HINT,
         )
     if number == signal.SIGXCPU:
         raise _error("It needs more processor time than the command may use.", subject, limits, CPU_VARIABLE)

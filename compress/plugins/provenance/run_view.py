@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped
 from compress.results.metrics import card_metrics
 from compress.results.report import FINAL, LicenceRecord, Measurement, Report, load_report
 from compress.utils.errors import InputError
+from compress.utils.read_limits import parse_json
 from compress.utils.storage import digest_file
 
 SBOM = "bom.cdx.json"
@@ -91,8 +91,8 @@ def read_run(run: Path) -> RunView:
 def read_lock(path: Path) -> dict[str, Any]:
     """Return the contents of a `lock.json`. Raises `InputError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"The run's lock cannot be read: {error}", where=str(path)) from None
     # A lock of an unknown form counts as empty.
     return content if isinstance(content, dict) else {}

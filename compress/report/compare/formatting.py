@@ -123,9 +123,14 @@ def limit_verdict_text(judgement: Judgement) -> str:
 
 
 def limit_line(limit: JudgedLimit) -> str:
-    """Return `limit accuracy on cpu ≥ 98.5% of baseline: kept, 99.20% of baseline (86.10%)`."""
-    verdict = f"{LIMIT_VERDICTS[limit.verdict]}, {limit.result}".replace(" of baseline", " of its own baseline")
-    return f"limit {limit.metric} on {limit.target} {limit.limit}: {verdict}"
+    """Return `limit accuracy on cpu ≥ 98.5% of baseline: kept, 99.20% of its own baseline (86.10%)`."""
+    return _limit_sentence(limit.metric, limit.target, limit.limit, LIMIT_VERDICTS[limit.verdict], limit.result)
+
+
+def _limit_sentence(metric: str, target: str, bound: str, verdict: str, result: str) -> str:
+    # The other side of a comparison is a baseline too.
+    own = result.replace(" of baseline", " of its own baseline")
+    return f"limit {metric} on {target} {bound}: {verdict}, {own}"
 
 
 def change_sentence(change: MetricChange) -> str:
@@ -150,8 +155,7 @@ def judgement_text(judgement: Judgement) -> str:
     """Return the reason of a judgement, in one line."""
     if judgement.limit:
         verdict = LIMIT_VERDICTS[judgement.limit]
-        reason = judgement.reason.replace(" of baseline", " of its own baseline")
-        return f"limit {judgement.metric} on {judgement.target} {judgement.margin}: {verdict}, {reason}"
+        return _limit_sentence(judgement.metric, judgement.target, judgement.margin, verdict, judgement.reason)
     if judgement.change is None:
         return f"{judged_name(judgement)} on {judgement.target}: {judgement.reason}"
     slice_phrase = f" in {judgement.slice}" if judgement.slice else ""

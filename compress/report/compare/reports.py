@@ -30,7 +30,7 @@ from compress.report.compare.flips import find_answer_flips, find_flips
 from compress.report.compare.machine_match import MachineDifferences, machine_differences, machine_summary
 from compress.report.generated_outputs import pair_by_prompt
 from compress.report.limits import unusable_machine
-from compress.report.rows import limit_bound, limit_result, limit_state
+from compress.report.rows import NOTABLE_DIFFERENCE, limit_bound, limit_result, limit_state
 from compress.results.metrics import Metric, context_of, describe_metric, slice_of, split_of
 from compress.results.report import BASELINE, FINAL, MACHINE, Measurement, Report
 from compress.utils.errors import InputError
@@ -49,8 +49,6 @@ _CORRECTED = (
     "changes of times are divided by those of reference kernels timed in both sessions, so they differ from the "
     "columns' quotient"
 )
-_NOTABLE_DIFFERENCE = 0.1
-"""Relative difference of a time's change and the quotient of its values from which a note explains it."""
 _REUSED = "the same measurement: the timings were reused, --remeasure repeats them"
 
 
@@ -62,7 +60,7 @@ def _differs_from_columns(changes: tuple[MetricChange, ...]) -> bool:
         if change.scale == "relative" and change.baseline > 0 and describe_metric(change.metric, change.unit).timed
     )
     quotients = ((1 + change.effect) * change.baseline / change.candidate for change in timed if change.candidate > 0)
-    return any(abs(quotient - 1) > _NOTABLE_DIFFERENCE for quotient in quotients)
+    return any(abs(quotient - 1) > NOTABLE_DIFFERENCE for quotient in quotients)
 
 
 def compare_reports(

@@ -66,7 +66,7 @@ class SignedContent:
         content: The content.
         signature: The signature, as base64.
         namespace: Namespace of the signature.
-        title: Name of the content in messages.
+        title: Name of the content in messages, with its article.
         where: Place of the signature.
     """
 
@@ -79,6 +79,7 @@ class SignedContent:
 
 def sign(content: bytes, key: Path, namespace: str) -> bytes:
     """Return a signature of some content as base64. Raises `InputError` if the key or ssh-keygen cannot be used."""
+    key = key.expanduser()
     if not key.is_file():
         raise InputError("There is no such key.", where=str(key), expected="a private key that `ssh-keygen` made")
     process = _ssh_keygen(["-q", "-Y", "sign", "-f", str(key.resolve()), "-n", namespace], Path(), content)
@@ -113,8 +114,7 @@ def check_signature(signed: SignedContent, signers: Signers | None) -> str:
     # ssh-keygen tolerates other encodings of the same signature, so that a byte could change unseen.
     if public_key is None or base64.b64encode(base64.b64decode(signed.signature)) != signed.signature:
         raise UntrustedError("The signature was changed after it was written.", where=signed.where)
-    digest = base64.b64encode(hashlib.sha256(public_key).digest()).decode().rstrip("=")
-    fingerprint = f"SHA256:{digest}"
+    fingerprint = _fingerprint(public_key)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "signature").write_bytes(armoured(signed.signature))
@@ -126,24 +126,26 @@ def check_signature(signed: SignedContent, signers: Signers | None) -> str:
         process = _ssh_keygen(["-Y", "check-novalidate", *options], folder, signed.content)
         if process.returncode:
             raise UntrustedError(
-                f"The signature does not fit the {signed.title}: {_last_line(process)}", where=signed.where
+                f"The signature does not fit {signed.title}: {_last_line(process)}", where=signed.where
             )
-        if signers is not None:
-            revoked = signers.revoked is not None and _failure(signed, Signers(signers.file), options, folder) is None
-            raise _untrusted(signed, signers, fingerprint, f"revoked in {signers.revoked}" if revoked else failure)
-    return fingerprint
-
-
-def _untrusted(signed: SignedContent, signers: Signers, fingerprint: str, reason: str | None) -> UntrustedError:
-    """Return the error for a valid signature by a key that does not count."""
-    return UntrustedError(
-        f"{'A revoked' if (reason or '').startswith('revoked') else 'Another'} key signed the {signed.title}, "
-        f"{fingerprint}: {reason}",
-        where=signed.where,
-        expected=f"a signature by a key in {signers.file}, for {signed.namespace}",
-        hint="ask whoever you trust for the signer's public key, and compare its fingerprint "
-        "(`ssh-keygen -l -f KEY.pub`); do not take the key from where these files came from",
-    )
+        if signers is None:
+            return fingerprint
+        expected = f"a signature by a key in {signers.file}, for {signed.namespace}"
+        # ssh-keygen gives the same reason for unknown and for revoked keys.
+        if signers.revoked is not None and _failure(signed, Signers(signers.file), options, folder) is None:
+            raise UntrustedError(
+                f"A revoked key signed {signed.title}, {fingerprint}.",
+                where=signed.where,
+                expected=f"{expected}, that is not in {signers.revoked}",
+                hint="ask the signer for a signature by another key",
+            )
+        raise UntrustedError(
+            f"Another key signed {signed.title}, {fingerprint}: {failure}",
+            where=signed.where,
+            expected=expected,
+            hint="ask whoever you trust for the signer's public key, and compare its fingerprint "
+            "(`ssh-keygen -l -f KEY.pub`); do not take the key from where these files came from",
+        )
 
 
 def _failure(signed: SignedContent, signers: Signers, options: list[str], folder: Path) -> str | None:
@@ -184,6 +186,18 @@ def allowed_signers(file: Path, namespace: str) -> str:
     if all(_KEY_TYPE.match(fields[0]) for fields in lines):
         return "".join(f'signer namespaces="{namespace}" {" ".join(fields[:2])}\n' for fields in lines)
     return text
+
+
+def fingerprints(signers: str) -> list[str]:
+    """Return the fingerprint of each key of `allowed_signers`."""
+    lines = [line.split() for line in signers.splitlines() if not line.startswith("#")]
+    keys = [fields[index + 1] for fields in lines for index in range(len(fields) - 1) if _KEY_TYPE.match(fields[index])]
+    return [_fingerprint(base64.b64decode(key)) for key in keys]
+
+
+def _fingerprint(public_key: bytes) -> str:
+    """Return the fingerprint of a key, as `ssh-keygen -l` shows it."""
+    return f"SHA256:{base64.b64encode(hashlib.sha256(public_key).digest()).decode().rstrip('=')}"
 
 
 def revocation_list(file: Path) -> bytes:
@@ -242,8 +256,8 @@ def check_file(folder: Path, signer: Path | None, signed: SignedFile) -> str | N
     signature = b"".join(content.splitlines()[1:-1])
     if content != armoured(signature):
         raise UntrustedError("The signature was changed after it was written.", where=str(path))
-    parts = ((folder / signed.file).read_bytes(), signature, signed.namespace)
-    return check_signature(SignedContent(*parts, title=signed.title, where=str(path)), signer and Signers(signer))
+    parts = ((folder / signed.file).read_bytes(), signature, signed.namespace, f"the {signed.title}", str(path))
+    return check_signature(SignedContent(*parts), None if signer is None else Signers(signer))
 
 
 def armoured(signature: bytes) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ssh_keys import new_key
 from toy_bundles import changed_json, reseal, set_field
 
 from compress.plugins.apps import archive
@@ -53,12 +54,6 @@ def flip(path: Path, place: int, bit: int) -> None:
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ 1 << bit]))
-
-
-def new_key(folder: Path) -> Path:
-    path = folder / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
-    return path
 
 
 def test_changed_file_in_the_zip_is_named(made: Bundle, tmp_path: Path) -> None:
@@ -157,7 +152,6 @@ def test_different_model_outputs_fail_the_self_test(bundle: Path) -> None:
 
 
 def test_signature_of_another_key_is_refused(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
     key, other = new_key(tmp_path), new_key(tmp_path / "other")
     public = key.with_suffix(".pub")
     with pytest.raises(BundleError, match="not signed"):

@@ -200,6 +200,21 @@ def test_machine_without_a_registry_remembers_what_it_pulled(signed: Signed, tmp
         pull_remote(Remote(signed.url), "m@champion", tmp_path / "out", replace=True, trust=server.trust)
 
 
+def test_push_remembers_what_the_remote_has(signed: Signed, tmp_path: Path) -> None:
+    before = signed.lines()
+    signed.origin.trust.name(public(signed.keys["ada"]), None)
+    signed.add()
+    push(signed.origin, Remote(signed.url))
+    # Another process that has read an older log does not make it the one to expect.
+    signed.origin.trust.remember(before)
+    signed.serve(before)
+    with pytest.raises(UntrustedError, match="has 3 lines, although 5 were seen"):
+        pull_remote(Remote(signed.url), "m@1", tmp_path / "out", trust=signed.origin.trust)
+    # A registry that has all lines brings the remote forward again.
+    assert push(signed.origin, Remote(signed.url)).entries == 2
+    assert pull_remote(Remote(signed.url), "m@1", tmp_path / "out", trust=signed.origin.trust).number == 1
+
+
 def test_log_of_a_revoked_key_is_refused_until_another_key_signs(signed: Signed, tmp_path: Path) -> None:
     ada, bob = signed.keys["ada"], signed.keys["bob"]
     both = tmp_path / "allowed_signers"
@@ -443,6 +458,11 @@ def test_bytes_that_are_no_signature_damage_the_line(signed: Signed) -> None:
     reader = LogReader("").apply(chained([lines[0][65:], entry + b" U1NIU0lHAAAA"]))
     with pytest.raises(UntrustedError, match="The signature was changed"):
         signed.copy.trust.signer(reader.head, "")
+    # Bits that base64 does not use would let a signature change without becoming invalid.
+    head, last = LogReader("").apply(lines).head, lines[-1]
+    assert last.endswith(b"==") and signed.copy.trust.signer(head, "") is not None
+    with pytest.raises(UntrustedError, match="The signature was changed"):
+        signed.copy.trust.signer(Head(head.number, head.previous, last[:-3] + bytes([last[-3] + 1]) + b"=="), "")
     assert Head().signature == b"" and not Head().number
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -189,10 +190,17 @@ def allowed_signers(file: Path, namespace: str) -> str:
 
 
 def fingerprints(signers: str) -> list[str]:
-    """Return the fingerprint of each key of `allowed_signers`."""
+    """Return the fingerprint of each key of `allowed_signers`. Raises `InputError` for one that is no key."""
     lines = [line.split() for line in signers.splitlines() if not line.startswith("#")]
-    keys = [fields[index + 1] for fields in lines for index in range(len(fields) - 1) if _KEY_TYPE.match(fields[index])]
-    return [_fingerprint(base64.b64decode(key)) for key in keys]
+    pairs = [pair for fields in lines for pair in itertools.pairwise(fields) if _KEY_TYPE.match(pair[0])]
+    for kind, key in pairs:
+        try:
+            base64.b64decode(key, validate=True)
+        except binascii.Error:
+            raise InputError(
+                f"This is no public key: {kind} {key}", expected="keys as `ssh-keygen` writes them"
+            ) from None
+    return [_fingerprint(base64.b64decode(key)) for _, key in pairs]
 
 
 def _fingerprint(public_key: bytes) -> str:

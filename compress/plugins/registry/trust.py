@@ -60,6 +60,7 @@ class Trust:
         Raises `InputError` if a file has no keys.
         """
         text = allowed_signers(signers, NAMESPACE)
+        fingerprints(text)  # raises an error for a damaged key, which could never count
         revoked_keys = None if revoked is None else revocation_list(revoked)
         with storage_errors(self._root):
             self._signers.parent.mkdir(parents=True, exist_ok=True)

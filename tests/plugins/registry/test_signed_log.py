@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,6 +27,7 @@ from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote, fetch, pull_remote, push, verify_remote
 from compress.plugins.registry.upkeep import collect, verify
 from compress.utils.errors import CompressError, InputError, UntrustedError
+from compress.utils.ssh_signatures import sign
 
 pytest.importorskip("fsspec")
 FORGED = {"kind": "retired", "name": "m", "version": 1, "at": "2026-01-01T00:00:00+00:00", "who": "a", "why": ""}
@@ -150,6 +152,14 @@ def with_signatures_of_the_rewritten_lines(signed: Signed) -> list[bytes]:
     return chained([line[65:].replace(b'"note":""', b'"note":"x"') for line in signed.lines()])
 
 
+def with_signature_for_another_kind_of_file(signed: Signed) -> list[bytes]:
+    lines = signed.lines()
+    entry = json.dumps(FORGED).encode()
+    text = Head(len(lines) + 1, lines[-1][:64], b" " * 65 + entry).signed_text
+    signature = sign(text, signed.keys["ada"], "compress-provenance")
+    return chained([line[65:] for line in lines] + [entry + b" " + signature])
+
+
 def with_another_registry(signed: Signed) -> list[bytes]:
     other = Registry(signed.folder / "other", key=signed.keys["ada"])
     for _ in range(3):
@@ -169,6 +179,10 @@ ATTACKS: dict[str, tuple[Callable[[Signed], list[bytes]], str]] = {
         "The signature does not fit line 3 of the log",
     ),
     "a line has the signature of another": (with_signature_of_another_line, "does not fit line 4 of the log"),
+    "a signature for another kind of file": (
+        with_signature_for_another_kind_of_file,
+        "does not fit line 4 of the log",
+    ),
     "another key signs": (with_line_by_another_key, "Another key signed line 4 of the log"),
     "an older log that was signed": (with_older_lines, "has 2 lines, although 3 were seen there before"),
     "another registry of the same key": (with_another_registry, "The first 3 lines of the log are not those"),
@@ -198,6 +212,28 @@ def test_machine_without_a_registry_remembers_what_it_pulled(signed: Signed, tmp
     (server.root / "trust" / "signers").unlink()
     with pytest.raises(InputError, match="The keys that may sign this registry are gone"):
         pull_remote(Remote(signed.url), "m@champion", tmp_path / "out", replace=True, trust=server.trust)
+
+
+def test_remote_cannot_replace_the_list_of_files_after_it_was_checked(signed: Signed, tmp_path: Path) -> None:
+    record = signed.origin.state().find("m@1").record
+    true_list = signed.origin.objects.read(record)
+    sums = re.findall(rb'"([0-9a-f]{64})"', true_list)
+    reads = 0
+
+    def read(path: str) -> bytes:
+        nonlocal reads
+        reads += record in path
+        content = Path(path).read_bytes()
+        # Two files change places once the list was read and found to be right.
+        places = {sums[0]: sums[1], sums[1]: sums[0]}
+        lie = re.sub(rb"[0-9a-f]{64}", lambda match: places.get(match[0], match[0]), content)
+        return lie if record in path and reads > 1 else content
+
+    remote = Remote(signed.url)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="the list of its files is damaged"):
+        patch.setattr(remote._system, "cat_file", read)
+        pull_remote(remote, "m@1", tmp_path / "out", trust=signed.copy.trust)
+    assert not (tmp_path / "out").exists() and reads > 1
 
 
 def test_push_remembers_what_the_remote_has(signed: Signed, tmp_path: Path) -> None:
@@ -506,4 +542,7 @@ def test_commands_sign_trust_and_verify(tmp_path: Path, keys: dict[str, Path], m
     assert "4 lines of the log were already signed" in command("registry", "sign", keys["bob"])
     assert "signed: looked at it" in command("registry", "history")
     assert "This is no public key" in command("registry", "trust", keys["bob"], code=2)
+    (tmp_path / "keys").write_text("ada@example.org ssh-ed25519 !\n")
+    assert "This is no public key: ssh-ed25519 !" in command("registry", "trust", "keys", "--registry", "r", code=2)
+    assert not (tmp_path / "r").exists()
     assert "no address of a remote" in command("registry", "fetch", "data:,x", code=2)

@@ -162,8 +162,7 @@ def _failure(signed: SignedContent, signers: Signers, options: list[str], folder
     allowed.write_text(allowed_signers(signers.file, signed.namespace), encoding="utf-8")
     options = ["-f", allowed.name, *options]
     process = _ssh_keygen(["-Y", "find-principals", *options], folder, signed.content)
-    # A line may name several patterns of principals. Each matches itself.
-    identity = process.stdout.decode(errors="replace").partition("\n")[0].partition(",")[0]
+    identity = process.stdout.decode(errors="replace").partition("\n")[0]
     if identity:
         revoked = [] if signers.revoked is None else ["-r", str(signers.revoked.resolve())]
         process = _ssh_keygen(["-Y", "verify", "-I", identity, *options, *revoked], folder, signed.content)

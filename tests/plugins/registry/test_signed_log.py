@@ -254,7 +254,7 @@ def test_push_remembers_what_the_remote_has(signed: Signed, tmp_path: Path) -> N
 def test_log_of_a_revoked_key_is_refused_until_another_key_signs(signed: Signed, tmp_path: Path) -> None:
     ada, bob = signed.keys["ada"], signed.keys["bob"]
     both = tmp_path / "allowed_signers"
-    both.write_text("".join(f"{key.parent.name}@example.org {public(key).read_text()}" for key in (ada, bob)))
+    both.write_text("".join(f"team,{key.parent.name}@example.org {public(key).read_text()}" for key in (ada, bob)))
     shown = subprocess.run(["ssh-keygen", "-lf", str(public(ada))], capture_output=True, text=True, check=True).stdout
     by_fingerprint, by_list = tmp_path / "fingerprints", tmp_path / "list"
     by_fingerprint.write_text(f"hash: {shown.split()[1]}\n")

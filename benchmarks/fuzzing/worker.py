@@ -168,7 +168,7 @@ def timed(target: Target, folder: Path) -> tuple[bool, BaseException | None]:
             return read_case(target, folder), None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except (Exception, HangError) as error:  # noqa: BLE001, whatever a reader raises is recorded
+    except BaseException as error:  # noqa: BLE001, whatever a reader raises is recorded, also a panic of Rust code
         return False, error
 
 

@@ -286,7 +286,7 @@ def main(*, isolated: bool = True) -> None:
     Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 70 a bug of this program, 130 interrupted by
     Ctrl-C or SIGTERM.
     """
-    from compress.utils.errors import BugError, CompressError, StorageError, first_line
+    from compress.utils.errors import BugError, CompressError, StorageError, first_line, panics_as_errors
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -298,7 +298,8 @@ def main(*, isolated: bool = True) -> None:
         typer.echo(f"warning: {other}; pip uninstall compress; pip install --force-reinstall {DISTRIBUTION}", err=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
     try:
-        app(prog_name="compress", obj=isolated)
+        with panics_as_errors():
+            app(prog_name="compress", obj=isolated)
     except CompressError as error:
         _fail(error)
     except OSError as error:

@@ -21,7 +21,7 @@ from compress.models.json_file import labels_of_config, read_json, read_optional
 from compress.models.model import write_companions
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.models.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
-from compress.utils.errors import MissingExtraError, ModelError, first_line
+from compress.utils.errors import MissingExtraError, ModelError, first_line, panics_as_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -119,7 +119,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def tokenizer_errors(path: Path) -> Iterator[None]:
     """Turn what the tokenizers library raises into a `ModelError` about its file."""
     try:
-        yield
+        with panics_as_errors():
+            yield
     # The library raises no narrower type.
     except Exception as error:
         raise ModelError(
@@ -141,7 +142,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
     allowed = allows_repository_code(folder)
     try:
-        return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
+        with panics_as_errors():
+            return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
     except Exception as error:
         # The tokenizers library raises the base class for a file that it cannot read. A size in a config may be any.
         if type(error) is not Exception and not isinstance(error, (*load_error_types(), MemoryError)):

@@ -20,7 +20,8 @@ A missed limit or gate is not an error: the run is complete, its report contains
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -90,6 +91,18 @@ class CompressError(Exception):
         lines += [f"  expected: {self.expected}"] if self.expected else []
         lines += [f"  hint:     {self.hint}"] if self.hint else []
         return "\n".join(lines)
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise `RuntimeError` for a panic in Rust code, as of tokenizers: a `PanicException` is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        # pyo3 exports the class nowhere.
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(str(error)) from error
+        raise
 
 
 def first_line(error: BaseException) -> str:

@@ -130,6 +130,7 @@ MODEL_OPENVINO = ("openvino", 0, "model.xml")
 MODEL_SAFETENSORS_INDEX = ("safetensors-index", 0, "model.safetensors.index.json")
 CONFIG_OF_CONFIG = ("config", 0, "config.json")
 TOKENIZER = ("tokenizer", 1, "tokenizer.json")
+TOKENIZER2 = ("tokenizer", 2, "tokenizer.json")
 TOKENIZER0 = ("tokenizer", 0, "tokenizer.json")
 GENERATION_CONFIG = ("generation-config", 0, "generation_config.json")
 GENERATION_CONFIG1 = ("generation-config", 1, "generation_config.json")
@@ -269,6 +270,11 @@ CASES: dict[str, tuple[File, Change, str | None]] = {
         "pyarrow crashes",
     ),
     "a report of half a character": (REPORT, text('"recipe": "r"', '"recipe": "\\ud800r"'), "unpaired surrogate"),
+    "a prefix of subwords of which Rust code panics": (
+        TOKENIZER2,
+        text('"continuing_subword_prefix": null', '"continuing_subword_prefix": "auto"'),
+        "cannot be loaded",
+    ),
     "a time with a negative bound": (BASELINE, text('"low": 5656', '"low": -5656'), None),
 }
 

@@ -14,7 +14,7 @@ from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.preprocess import Prompt, Tokenize, TokenizePair, TokenizePrompt
 from compress.plugins.apps.tokenizer_fallbacks import STAND_INS, stand_ins
-from compress.utils.errors import BundleError, InputError, ModelError
+from compress.utils.errors import BundleError, InputError, ModelError, panics_as_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -265,7 +265,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
             hint="save the model with a fast tokenizer of transformers",
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with panics_as_errors():
+            tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no other class
         raise BundleError(f"The tokenizer cannot be opened: {error}", where=str(path)) from error
     # The rule of the manifest truncates and pads, so that every platform does it alike.

@@ -23,7 +23,8 @@ import onnx
 import onnxruntime
 import typer
 
-from compress.cli.doctor_model import Finding, real_inputs
+from compress.cli.doctor_model import real_inputs
+from compress.cli.output import Finding
 from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.formats.onnx.model import find_graphs
 from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized

@@ -79,8 +79,11 @@ class KillResult:
         return not any((self.lost, self.double, self.torn, self.unsound_aliases))
 
 
-def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> KillResult:
-    """Let two writers perform ``operations`` operations each, and kill them at ``kills`` random moments."""
+def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0, key: Path | None = None) -> KillResult:
+    """Let two writers perform ``operations`` operations each, and kill them at ``kills`` random moments.
+
+    They sign the log with the SSH key ``key``, if there is one.
+    """
     began, chance = time.perf_counter(), random.Random(seed)
     runs = {
         writer: [
@@ -92,7 +95,7 @@ def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> Ki
     root, killed, torn = folder / "registry", 0, 0
     # Numbers of the operations during which each writer is killed.
     moments = {writer: sorted(chance.sample(range(operations), kills // WRITERS)) for writer in runs}
-    working = {writer: _start_writer(root, runs[writer], notes[writer]) for writer in runs}
+    working = {writer: _start_writer(root, runs[writer], notes[writer], key) for writer in runs}
     while working:
         for writer, process in list(working.items()):
             if moments[writer] and _count(notes[writer]) >= moments[writer][0]:
@@ -102,24 +105,24 @@ def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> Ki
                 process.join()
                 killed += process.exitcode == -signal.SIGKILL
                 torn += not _is_readable(root)
-                working[writer] = _start_writer(root, runs[writer], notes[writer])
+                working[writer] = _start_writer(root, runs[writer], notes[writer], key)
             elif process.exitcode is not None:
                 process.join()
                 assert process.exitcode == 0, process.exitcode
                 del working[writer]
         time.sleep(0.001)
-    return _check_registry(root, notes, killed, torn, time.perf_counter() - began)
+    return _check_registry(Registry(root, key=key), notes, killed, torn, time.perf_counter() - began)
 
 
-def _start_writer(root: Path, runs: list[Path], notes: Path) -> Any:
-    process = _FORK.Process(target=_run_writer, args=(root, runs, notes))
+def _start_writer(root: Path, runs: list[Path], notes: Path, key: Path | None) -> Any:
+    process = _FORK.Process(target=_run_writer, args=(root, runs, notes, key))
     process.start()
     return process
 
 
-def _run_writer(root: Path, runs: list[Path], notes: Path) -> None:
+def _run_writer(root: Path, runs: list[Path], notes: Path, key: Path | None) -> None:
     """Register and promote run after run, starting after the last confirmed operation."""
-    registry = Registry(root)
+    registry = Registry(root, key=key)
     done = _count(notes)
     with notes.open("ab", buffering=0) as file:
         for number in range(done, 2 * len(runs)):
@@ -145,10 +148,9 @@ def _is_readable(root: Path) -> bool:
     return all(number in state.versions[name] for name in state.versions for number in state.aliases(name).values())
 
 
-def _check_registry(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: float) -> KillResult:
-    registry = Registry(root)
+def _check_registry(registry: Registry, notes: dict[int, Path], kills: int, torn: int, seconds: float) -> KillResult:
     faults = [fault for fault in verify(registry) if fault.fault != "surplus"]
-    collect(registry, root.parent / "none", dry_run=False)
+    collect(registry, registry.root.parent / "none", dry_run=False)
     torn += len(faults) + len(verify(registry))
     state = registry.state()
     versions = state.versions["reviews"]

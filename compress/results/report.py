@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress.results.metrics import file_metrics
 from compress.utils.errors import InputError, did_you_mean
 from compress.utils.pydantic_models import Frozen
-from compress.utils.read_limits import parse_json
+from compress.utils.read_limits import parse_printable_json
 
 MACHINE = "machine"
 """Name in place of a model: reference work that was timed beside the models, to relate sessions."""
@@ -490,7 +490,7 @@ def parse_report(text: str, where: str) -> Report:
     """Return the report in ``text``. Raises `InputError`, which names its source ``where``."""
     expected = f"a report.json of schema {SCHEMA}, as `compress run` writes it"
     try:
-        content = parse_json(text)
+        content = parse_printable_json(text)
     except ValueError as error:
         raise InputError(f"The report is not JSON: {error}", where=where, expected=expected) from None
     if not isinstance(content, dict) or "schema" not in content:

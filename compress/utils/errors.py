@@ -7,6 +7,7 @@ CompressError                   exit code
 │   ├── DataError               2   a data file, split, column or label
 │   ├── SampleError             2   a sample that cannot be fetched or whose digest is wrong
 │   ├── BundleError             2   a bundle that was changed, is unsafe to open, or contradicts its manifest
+│   │   └── UntrustedError      2   a signature that is missing, does not fit, or is by a key that does not count
 │   └── MissingExtraError       2   an optional package is not installed
 ├── DeviceError                 3   a device cannot be reached, is in use, was lost or lacks a requirement
 └── StageError                  3   a stage of the pipeline failed
@@ -199,6 +200,10 @@ class SampleError(InputError):
 
 class BundleError(InputError):
     """A bundle that was changed, is unsafe to open, or whose model contradicts its manifest."""
+
+
+class UntrustedError(BundleError):
+    """A signature that is missing, does not fit, or is by a key that does not count."""
 
 
 def install_command(extra: str) -> str:

@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ _NO_NAMESPACE = 99
 """Exit code of a child that lost its rights on the way to a namespace. It is started again without one."""
 _CLONE_NEWUSER, _CLONE_NEWNET, _PR_SET_PDEATHSIG, _SIOCSIFFLAGS, _IFF_UP = 0x10000000, 0x40000000, 1, 0x8914, 1
 _REPEATED_SECONDS = 1.0
+_COPY_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,30 @@ def isolate(subject: str, wanted: Limits) -> None:
         if os.waitstatus_to_exitcode(status) != _NO_NAMESPACE:
             _end(status, subject, wanted, os.pread(crash, 1 << 16, 0))
         wanted = replace(wanted, network=True)
+
+
+def crashes(action: Callable[[], object]) -> bool:
+    """Return whether native code crashes in a short ``action``, which a copy of this process tries. Linux only.
+
+    The copy has one thread, so the action may use no thread pool. Its exceptions do not count as crashes.
+    """
+    if sys.platform != "linux":
+        return False
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads hold. An alarm ends the copy if it waits for one.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_COPY_SECONDS)
+            faulthandler.disable()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            action()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES
 
 
 def _apply(wanted: Limits, parent: int) -> Limits:

@@ -6,6 +6,7 @@ Within these limits, the worst file of a megabyte that is known takes its reader
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class ReadLimits:
 
 
 LIMITS = ReadLimits()
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TOO_DEEP = f"it is nested more than {LIMITS.json_depth} deep"
 
 
@@ -70,6 +72,20 @@ def parse_json(text: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError(_TOO_DEEP)
+
+
+def parse_printable_json(text: str | bytes) -> Any:
+    """Return the value of JSON whose texts are printed later. Raises `ValueError`, also for an unpaired surrogate.
+
+    JSON may escape half a character, as in `"\\ud800"`, which no file or terminal can show.
+    """
+    value = parse_json(text)
+    if _SURROGATE.search(text if isinstance(text, str) else text.decode("utf-8", "replace")):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it has an unpaired surrogate, which is not a valid character") from None
+    return value
 
 
 def refuse_above(limit: float, number: float, subject: str, unit: str, where: object) -> None:

@@ -155,6 +155,9 @@ MANIFEST = ("bundle", 0, "bundle/manifest.json")
 CONFIG_OF_BUNDLE = ("bundle", 0, "bundle/model/config.json")
 PROVENANCE = ("provenance", 0, "provenance.json")
 LEDGER = ("search-ledger", 0, "ledger.jsonl")
+PARQUET = ("parquet", 2, "rows.parquet")
+REPORT = ("report", 2, "report.json")
+BASELINE = ("baseline", 0, "baseline.json")
 HISTORY = ("night-history", 0, "history.sqlite")
 
 CASES: dict[str, tuple[File, Change, str | None]] = {
@@ -260,6 +263,13 @@ CASES: dict[str, tuple[File, Change, str | None]] = {
         "ledger cannot",
     ),
     "a missing column": (HISTORY, statement("ALTER TABLE nights RENAME started TO x"), ""),
+    "sizes of a column that pyarrow cannot read without a crash": (
+        PARQUET,
+        lambda content: content[:525] + b"\3" + content[526:],
+        "pyarrow crashes",
+    ),
+    "a report of half a character": (REPORT, text('"recipe": "r"', '"recipe": "\\ud800r"'), "unpaired surrogate"),
+    "a time with a negative bound": (BASELINE, text('"low": 5656', '"low": -5656'), None),
 }
 
 

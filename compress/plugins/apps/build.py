@@ -47,13 +47,13 @@ from compress.plugins.apps.selftest import ModelUnderTest, SelfTest, make_selfte
 from compress.plugins.apps.templates import examples, model_card, page
 from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
-from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
 from compress.results.report import Measurement
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import TASKS
 from compress.utils.errors import InputError, ModelError, StageError, StorageError
 from compress.utils.progress import Progress
+from compress.utils.ssh_signatures import sign_file
 from compress.utils.storage import FileRecord, digest_file
 
 # Python has no brotli module. Node, which browser bundles need anyway, has one.
@@ -165,7 +165,7 @@ def build(request: BundleRequest, output: Path, progress: Progress) -> Bundle:
             folder.mkdir()
             manifest, contents = _fill(folder, request, progress)
             if request.key is not None:
-                sign(folder, request.key, SIGNED)
+                sign_file(folder, request.key, SIGNED)
             # Verify the folder as a user would, before anything gets its final name.
             verify_folder(folder, None)
             if request.profile.version is not None:

@@ -13,11 +13,11 @@ from compress.formats.registry import Format
 from compress.plugins.apps.bundled_format import Axis, Signature
 from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.preprocess import Preprocessing
-from compress.plugins.provenance.signature import SignedFile
 from compress.tasks.registry import TASKS
 from compress.utils.errors import BundleError
 from compress.utils.pydantic_models import FrozenAliased
 from compress.utils.read_limits import LIMITS, parse_json, refuse_above
+from compress.utils.ssh_signatures import SignedFile
 from compress.utils.storage import FileRecord
 
 SCHEMA = 1

@@ -26,8 +26,8 @@ from compress.plugins.apps.manifest import (
     read_manifest,
 )
 from compress.plugins.apps.selftest import ModelUnderTest, check_prepared, read_selftest, run_selftest
-from compress.plugins.provenance.signature import check_signature
 from compress.utils.errors import BundleError, InputError
+from compress.utils.ssh_signatures import check_file
 from compress.utils.storage import digest_file
 
 
@@ -78,7 +78,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
     """Verify an unpacked bundle. See `verify`."""
     manifest = read_manifest(folder / MANIFEST)
     _check_files(folder, manifest)
-    fingerprint = check_signature(folder, signer, SIGNED)
+    fingerprint = check_file(folder, signer, SIGNED)
     model = folder / manifest.model
     # The file decides on the format, and the manifest must agree with it.
     actual = format_of(model)

@@ -73,7 +73,8 @@ class Device(Frozen):
     def _is_a_folder_of_its_own(cls, value: str) -> str:
         if value.startswith("~"):
             raise ValueError("a folder below the home, written without ~, or an absolute one")
-        if ".." in Path(value).parts or value in (".", "/"):
+        # The home folder and the root have no name, also if they are written as `./` or `//`.
+        if ".." in Path(value).parts or not Path(value).name:
             raise ValueError("a folder of its own, without `..`")
         return value
 

@@ -18,7 +18,6 @@ from pydantic import Field, ValidationError
 
 from compress import __version__
 from compress.plugins.provenance.run_view import RunView, plain_name
-from compress.plugins.provenance.signature import SignedFile, check_signature
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, RECIPE, REPORT
@@ -26,6 +25,7 @@ from compress.results.report import FrozenRecord, invalid_fields
 from compress.utils.environment import MISSING
 from compress.utils.errors import BundleError, InputError
 from compress.utils.paths import is_file, is_within
+from compress.utils.ssh_signatures import SignedFile, check_file
 from compress.utils.storage import digest_file
 
 STATEMENT = "provenance.json"
@@ -119,7 +119,7 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
     """
     statement = read_statement(folder / STATEMENT)
     # Check the signature first. Digests of an untrusted statement prove nothing.
-    fingerprint = check_signature(folder, signer, SIGNED)
+    fingerprint = check_file(folder, signer, SIGNED)
     if fingerprint is not None and signer is None:
         raise BundleError(
             f"The provenance is signed by {fingerprint}, whom nobody here knows.",

@@ -15,11 +15,11 @@ from compress.pipeline.licences import refuse_forbidden
 from compress.plugins.provenance.card import run_card
 from compress.plugins.provenance.run_view import SBOM, RunView
 from compress.plugins.provenance.sbom import run_sbom
-from compress.plugins.provenance.signature import sign
 from compress.plugins.provenance.slsa import SIGNED, STATEMENT, run_statement
 from compress.report.run_folder import MODEL, shipped_files, write_atomically
 from compress.sources.resolve import CARD
 from compress.utils.errors import InputError, StageError, first_line
+from compress.utils.ssh_signatures import sign_file
 
 if TYPE_CHECKING:
     from compress.pipeline.run import FinishedRun
@@ -49,7 +49,7 @@ def write_provenance(run: RunView, folder: Path, key: Path | None = None) -> lis
     (folder / SIGNED.signature).unlink(missing_ok=True)
     if key is None:
         return [*contents]
-    sign(folder, key, SIGNED)
+    sign_file(folder, key, SIGNED)
     return [*contents, SIGNED.signature]
 
 

@@ -25,14 +25,19 @@ _ROOT = Path("artifacts") / "registry"
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="reviews@12, reviews@champion or reviews@latest")]
 _Alias = Annotated[str, typer.Option("--as", help="The alias.")]
+_KEY_VARIABLE = "COMPRESS_REGISTRY_KEY"
+_Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", envvar=_KEY_VARIABLE, help="Sign the log with this SSH key."),
+]
 _Why = Annotated[str, typer.Option(help="The reason, which is recorded.")]
 
 
-def _open(root: Path) -> Registry:
-    """Return the registry in a folder, which prints its messages to standard error."""
+def _open(root: Path, key: Path | None = None) -> Registry:
+    """Return the registry in a folder, which prints its messages to standard error and signs entries with a key."""
     from compress.plugins.registry.registry import Registry
 
-    return Registry(root, lambda message: typer.echo(message, err=True))
+    return Registry(root, lambda message: typer.echo(message, err=True), key)
 
 
 def _print(as_json: bool, fields: object, *lines: str) -> None:
@@ -60,11 +65,12 @@ def register(
     name: Annotated[str, typer.Option(help="Name of the model, such as reviews.")],
     bundle: Annotated[Path | None, typer.Option(help="Folder of a bundle of this run, to register with it.")] = None,
     note: Annotated[str, typer.Option(help="A note for the list of versions.")] = "",
+    sign: _Sign = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
     """Make a run the next version of a model: its files are linked, or copied to another disk, each once."""
-    opened = _open(registry)
+    opened = _open(registry, sign)
     version, new = opened.register(run, name, bundle, note)
     fields = {**_fields(opened.state(), version), "new": new}
     _print(json_, fields, f"{version.reference}{'' if new else ' has these files already'}: {version.summary}")
@@ -160,6 +166,7 @@ def promote(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote it even if it is worse; needs --why.")] = False,
     why: _Why = "",
+    sign: _Sign = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
@@ -168,7 +175,7 @@ def promote(
     from compress.plugins.registry.promotion import promote as decide
     from compress.report.compare.formatting import judged_name
 
-    promotion = decide(_open(registry), PromotionRequest(version, alias, policy, across_hosts, force, why))
+    promotion = decide(_open(registry, sign), PromotionRequest(version, alias, policy, across_hosts, force, why))
     promoted, judged, result = promotion.version, promotion.judged, promotion.result
     fields = {"version": promoted.number, "name": promoted.name, "alias": alias, "refused": promotion.refused}
     fields |= {"already": promotion.already, "gate": judged.model_dump(mode="json")}
@@ -190,21 +197,68 @@ def rollback(
     name: Annotated[str, typer.Argument(help="The model, such as reviews.")],
     alias: _Alias = "champion",
     why: _Why = "",
+    sign: _Sign = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
     """Let an alias refer again to the version that it referred to before."""
-    entry = _open(registry).rollback(name, alias, why)
+    entry = _open(registry, sign).rollback(name, alias, why)
     summary = f"{name}@{entry.version} is the {alias} again, in place of @{entry.before}"
     _print(json_, entry.model_dump(mode="json"), summary)
 
 
 @app.command(epilog="Example: compress registry retire reviews@1")
-def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _Json = False) -> None:
+def retire(
+    version: _Version, why: _Why = "", sign: _Sign = None, registry: _Root = _ROOT, json_: _Json = False
+) -> None:
     """Retire a version, so that `gc` may remove its files."""
-    opened = _open(registry)
+    opened = _open(registry, sign)
     retired = opened.retire(version, why)
     _print(json_, _fields(opened.state(), retired), f"{retired.reference} is retired")
+
+
+@app.command(epilog="Example: compress registry sign ~/.ssh/id_ed25519")
+def sign(
+    key: Annotated[Path, typer.Argument(envvar=_KEY_VARIABLE, help="SSH key, as `ssh-keygen` made it.")],
+    why: _Why = "",
+    registry: _Root = _ROOT,
+    json_: _Json = False,
+) -> None:
+    """Sign the log with its present entries, which `history` shows. Later entries are signed one by one."""
+    opened = _open(registry, key)
+    new = opened.sign(why)
+    lines, signer = opened.log.head.number, opened.signer()
+    fields = {"lines": lines, "signer": signer, "new": new}
+    _print(json_, fields, f"{lines} lines of the log {'are now' if new else 'were already'} signed by {signer}")
+
+
+@app.command(epilog="Example: compress registry trust team/allowed_signers --revoked team/revoked.pub")
+def trust(
+    signers: Annotated[Path, typer.Argument(help="Public keys (KEY.pub), or OpenSSH's allowed_signers.")],
+    revoked: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keys that no longer count: public keys or OpenSSH's list. Default: the list as it is."
+        ),
+    ] = None,
+    registry: _Root = _ROOT,
+    json_: _Json = False,
+) -> None:
+    """Let only these keys sign this registry and its remotes: nothing else is fetched, pulled or added to."""
+    from compress.utils.errors import UntrustedError
+
+    opened = _open(registry)
+    opened.trust.name(signers, revoked)
+    keys = opened.trust.fingerprints()
+    fields: dict[str, Any] = {"registry": str(registry), "signers": keys, "problem": None}
+    lines = [f"{registry}: only these keys may sign, and no other log is fetched or pulled", *keys]
+    try:
+        if opened.log.path.is_file():
+            opened.signer()
+    except UntrustedError as error:
+        fields["problem"] = error.what
+        lines += [error.what, "look at `compress registry history`, then: compress registry sign KEY"]
+    _print(json_, fields, *lines)
 
 
 @app.command(epilog="Example: compress registry aliases reviews")
@@ -261,7 +315,8 @@ def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False
     from compress.report.progress import ConsoleProgress
 
     progress = ConsoleProgress()
-    faults = look(_open(registry), progress) if remote is None else verify_remote(Remote(remote), progress)
+    opened = _open(registry)
+    faults = look(opened, progress) if remote is None else verify_remote(Remote(remote), progress, opened.trust)
     verified = _verified(faults)
     _print(json_, verified.content, *verified.lines)
     if faults:
@@ -286,13 +341,21 @@ def _is_registry(path: Path) -> bool:
 
 
 def _verify_registry(path: Path, signer: Path | None) -> Verified:
+    from compress.plugins.registry.log import LOG
     from compress.plugins.registry.upkeep import verify as look
     from compress.report.progress import ConsoleProgress
-    from compress.utils.errors import InputError
 
-    if signer is not None:
-        raise InputError("A registry is not signed.", where="--signer", hint="leave it out")
-    return _verified(look(_open(path), ConsoleProgress()))
+    opened = _open(path)
+    faults = look(opened, ConsoleProgress())
+    # The last line of a damaged log says nothing.
+    if any(fault.path == LOG and fault.fault in ("damaged", "untrusted") for fault in faults):
+        return _verified(faults)
+    head = opened.log.head
+    fingerprint = opened.trust.signer(head, str(opened.log.path), signer)
+    verified = _verified(faults)
+    unsigned = "not signed: whoever changed it could have written its log anew"
+    line = f"{head.number} lines of the log are signed by {fingerprint}" if fingerprint else unsigned
+    return Verified({**verified.content, "signer": fingerprint}, (*verified.lines, line), verified.sound)
 
 
 REGISTRY = Verifier("a registry's folder", _is_registry, _verify_registry)
@@ -313,7 +376,10 @@ def pull(
     from compress.plugins.registry.remote import Remote, pull_remote
 
     opened = _open(registry)
-    pulled = pull_remote(Remote(remote), version, output, replace) if remote else opened.pull(version, output, replace)
+    if remote:
+        pulled = pull_remote(Remote(remote), version, output, replace, opened.trust)
+    else:
+        pulled = opened.pull(version, output, replace)
     fields = {"name": pulled.name, "version": pulled.number, "record": pulled.record, "folder": str(output)}
     _print(json_, fields, f"{output}: {pulled.reference}, verified")
 
@@ -339,13 +405,14 @@ def gc(
     artifacts: Annotated[Path, typer.Option(help="Folder of runs; the input models of these runs are kept.")] = Path(
         "artifacts"
     ),
+    sign: _Sign = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
     """Remove files of retired versions and of killed writers, but none that an alias or a run needs."""
     from compress.plugins.registry.upkeep import collect
 
-    opened = _open(registry)
+    opened = _open(registry, sign)
     planned = collect(opened, artifacts / "runs", dry_run=True)
     plan = [f"{reference} is retired: its own files" for reference in planned.versions]
     plan += [f"{reference} is retired and kept: {why}" for reference, why in planned.kept.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -141,7 +142,11 @@ def contents_of(version: Version, objects: FileStore) -> VersionContents:
     """Return the contents of a version. Raises `InputError` if its record is missing, damaged or of a newer schema."""
     if fault := objects.fault(version.record):
         raise faulty(version, {"the list of its files": fault})
-    return parse_contents(version, objects.read(version.record))
+    record = objects.read(version.record)
+    # A remote may answer the second reading otherwise than the first.
+    if hashlib.sha256(record).hexdigest() != version.record:
+        raise faulty(version, {"the list of its files": "damaged"})
+    return parse_contents(version, record)
 
 
 def needed_by(version: Version, contents: VersionContents) -> list[str]:

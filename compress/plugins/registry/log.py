@@ -1,14 +1,16 @@
-"""Log of a registry: lines `CHECK JSON`, where CHECK is the SHA-256 of the previous check and of the JSON.
+"""Log of a registry: lines `CHECK JSON`, where CHECK is the SHA-256 of the previous check and of the rest of the line.
 
 A changed byte can thus be distinguished from a truncated line, and one equal check shows that a log is the beginning
-of another.
+of another. In a signed log, a line is `CHECK JSON SIGNATURE`; `Head` says what is signed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,13 +18,22 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from compress import DISTRIBUTION
-from compress.plugins.registry.state import ENTRY, VERSION, Began, Entry, State
+from compress.plugins.registry.state import ENTRY, KINDS, VERSION, Began, Entry, State
 from compress.utils.errors import InputError
 from compress.utils.read_limits import parse_json
 from compress.utils.storage import AppendOnlyFile, storage_errors
 
 LOG = "log"
 LOCK = "log.lock"
+_SIGNATURE = re.compile(rb"(?s)(.*) (U1NIU0lH[A-Za-z0-9+/]+={0,2})")
+"""An entry and its signature, whose magic SSHSIG is this base64."""
+
+LogSigner = Callable[[bytes], bytes]
+"""Function that returns the signature of a text as base64."""
+
+
+class NewerRegistryError(InputError):
+    """Log with entries of a version that this compress does not read."""
 
 
 def line_check(previous: bytes, body: bytes) -> bytes:
@@ -36,6 +47,49 @@ def is_valid_line(previous: bytes, line: bytes) -> bool:
     return space == b" " and check == line_check(previous, body)
 
 
+def split_signature(body: bytes) -> tuple[bytes, bytes]:
+    """Return the entry of a line, and its signature or nothing."""
+    match = _SIGNATURE.fullmatch(body)
+    return (match[1], match[2]) if match else (body, b"")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Last line of a log, after a line with the check ``previous``; ``number`` is 0 if there is no line."""
+
+    number: int = 0
+    previous: bytes = b""
+    line: bytes = b""
+
+    @property
+    def check(self) -> bytes:
+        """Return the check, which stands for all lines up to this one."""
+        return self.line[:64]
+
+    @property
+    def signature(self) -> bytes:
+        """Return the signature, or nothing."""
+        return split_signature(self.line[65:])[1]
+
+    @property
+    def signed_text(self) -> bytes:
+        """Return the text that the signature covers."""
+        return signed_text(self.number, self.previous, split_signature(self.line[65:])[0])
+
+
+def signed_text(number: int, previous: bytes, entry: bytes) -> bytes:
+    """Return the text that is signed for an entry: the number of its line, and the check that it has unsigned.
+
+    This check depends on all lines before, so that the signature fits no other log and no other line.
+    """
+    return b"compress registry, line %d: %s\n" % (number, line_check(previous, entry))
+
+
+def head_of(lines: list[bytes]) -> Head:
+    """Return the last of the lines of a log, whose checks were compared."""
+    return Head(len(lines), lines[-2][:64] if len(lines) > 1 else b"", lines[-1]) if lines else Head()
+
+
 class LogReader:
     """State while lines are read and checked; ``where`` is their origin for messages.
 
@@ -45,60 +99,68 @@ class LogReader:
     def __init__(self, where: str) -> None:
         self.where = where
         self.state = State()
-        self.check = b""
-        self.number = 0
+        self.head = Head()
 
     def apply(self, lines: Iterable[bytes]) -> Self:
         """Check lines and apply their entries to the state."""
         for line in lines:
-            if not is_valid_line(self.check, line):
+            if not is_valid_line(self.head.check, line):
                 raise self.damaged("it is not what was written")
-            body = line[65:]
-            # Check the version before the fields, since the fields of a newer version may be unknown.
-            if not self.number:
-                version = _version(body)
-                if version > VERSION:
-                    raise InputError(
-                        f"The registry is of version {version}, which is newer than this compress reads.",
-                        where=self.where,
-                        expected=f"a registry of version {VERSION}",
-                        hint=f"pip install --upgrade {DISTRIBUTION}",
-                    )
+            body, _ = split_signature(line[65:])
             try:
                 entry = ENTRY.validate_json(body)
             except ValidationError as error:
+                # The fields of a newer version may be unknown.
+                self._refuse_newer(body)
                 raise self.damaged(f"it cannot be read ({error.error_count()} fields)") from error
+            if isinstance(entry, Began) and entry.version > VERSION:
+                self._refuse_newer(body)
             # A second beginning would reset the versions without a trace.
-            if isinstance(entry, Began) != (not self.number):
+            if isinstance(entry, Began) != (not self.head.number):
                 raise self.damaged("only the first line begins a registry")
             try:
                 self.state.apply(entry)
             except ValueError as error:
                 raise self.damaged(str(error)) from error
-            # The check of a line stands for all lines up to it.
-            self.check = line[:64]
-            self.number += 1
+            self.head = Head(self.head.number + 1, self.head.check, line)
         return self
+
+    def _refuse_newer(self, body: bytes) -> None:
+        """Raise `NewerRegistryError` if a line is of a newer version: its kind is unknown, or it states that version.
+
+        The first line states the version. A newer compress that adds to an older log states its own as `upgraded`.
+        """
+        try:
+            content = parse_json(body)
+        except ValueError:
+            return
+        kind, version = (content.get("kind"), content.get("version")) if isinstance(content, dict) else (None, None)
+        if kind in ("began", "upgraded") and isinstance(version, int) and version > VERSION:
+            since = f", since line {self.head.number + 1} of its log" if self.head.number else ""
+            what = f"The registry is of version {version}{since}, which is newer than this compress reads."
+        elif isinstance(kind, str) and kind not in KINDS:
+            what = (
+                f"Line {self.head.number + 1} of the registry's log is of the kind {kind[:40]!r}. "
+                f"Version {VERSION} has no such lines: a newer compress wrote it."
+            )
+        else:
+            return
+        raise NewerRegistryError(
+            what,
+            where=self.where,
+            expected=f"a registry of version {VERSION}",
+            hint=f"pip install --upgrade {DISTRIBUTION}",
+        )
 
     def damaged(self, reason: str) -> InputError:
         """Return the error for the next line."""
         return InputError(
-            f"Line {self.number + 1} of the registry's log is damaged: {reason}.",
+            f"Line {self.head.number + 1} of the registry's log is damaged: {reason}.",
             where=self.where,
             expected="lines as `compress registry` wrote them; nothing is added behind a damaged one",
             hint=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
             "`compress registry verify` names whatever else is damaged",
         )
-
-
-def _version(body: bytes) -> int:
-    """Return the version that the first line of a log states, or 0 if it states none."""
-    try:
-        content = parse_json(body)
-    except ValueError:
-        return 0
-    version = content.get("version") if isinstance(content, dict) else None
-    return version if isinstance(version, int) else 0
 
 
 class Log:
@@ -122,6 +184,11 @@ class Log:
         """Return the state after the entries that were read."""
         return self._reader.state
 
+    @property
+    def head(self) -> Head:
+        """Return the last line that was read."""
+        return self._reader.head
+
     def state(self) -> State:
         """Return the state after all present entries."""
         # A shorter file is another log, such as a backup that was put in its place.
@@ -133,7 +200,7 @@ class Log:
             self._read_bytes += len(line) + 1
         # A valid entry with a wrong line break was damaged. Other bytes are a truncated line, which the next writer
         # removes.
-        if unfinished and is_valid_line(self._reader.check, unfinished[:-1]):
+        if unfinished and is_valid_line(self.head.check, unfinished[:-1]):
             raise self._reader.damaged("its line break has changed")
         return self.state_so_far
 
@@ -142,8 +209,8 @@ class Log:
         return len(self._lines.read()[1])
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Callable[[Entry], None]]:
-        """Lock the registry, update its state, and yield a function that adds an entry durably."""
+    def writing(self) -> Iterator[Callable[[Entry, LogSigner | None], None]]:
+        """Lock the registry, update its state, and yield a function that adds an entry durably, signed or not."""
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         # The lock covers reading and writing, so that an entry always follows from the latest state.
@@ -153,9 +220,12 @@ class Log:
                 # Remove the truncated line of a killed writer before adding another one.
                 self._lines.repair()
 
-            def add(entry: Entry) -> None:
+            def add(entry: Entry, signer: LogSigner | None) -> None:
                 body = entry.model_dump_json().encode()
-                self._lines.add(line_check(self._reader.check, body) + b" " + body)
+                # The signature is a part of the line, so that a killed writer cannot leave an entry without it.
+                if signer is not None:
+                    body += b" " + signer(signed_text(self.head.number + 1, self.head.check, body))
+                self._lines.add(line_check(self.head.check, body) + b" " + body)
                 self.state()
 
             yield add

@@ -26,9 +26,11 @@ from compress.plugins.registry.state import (
     Registered,
     Retired,
     RolledBack,
+    Signed,
     State,
     Version,
 )
+from compress.plugins.registry.trust import Trust, log_signer
 from compress.report.compare.baseline import run_git
 from compress.utils.errors import InputError, StorageError
 from compress.utils.storage import digest_file, storage_errors
@@ -46,14 +48,18 @@ class Stamp(TypedDict):
 class Registry:
     """Registry in the folder ``root``, which the first `register` creates. ``note`` receives messages for the user.
 
-    Raises `InputError` for unknown names, damage and newer versions, `StorageError` if nothing can be written.
+    New entries are signed with the SSH key ``key``, if there is one. Raises `InputError` for unknown names, damage and
+    newer versions, `UntrustedError` for a log that is not signed as it must be, and `StorageError` if nothing can be
+    written.
     """
 
-    def __init__(self, root: Path, note: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, root: Path, note: Callable[[str], None] = lambda _: None, key: Path | None = None) -> None:
         self.root = root
         self.log = Log(root)
         self.objects = ObjectStore(root)
+        self.trust = Trust(root)
         self.note = note
+        self.key = key
 
     def state(self) -> State:
         """Return the present state."""
@@ -67,20 +73,25 @@ class Registry:
         return self.log.state()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[tuple[State, Stamp, Callable[[Entry], None]]]:
-        """Lock the registry, and yield its state, the stamp of a new entry, and a function that adds it durably."""
+    def writing(self, endorse: bool = False) -> Iterator[tuple[State, Stamp, Callable[[Entry], None]]]:
+        """Lock the registry, and yield its state, the stamp of a new entry, and a function that adds it durably.
+
+        With ``endorse``, the new entry may be signed although those before it are not. Raises `UntrustedError` for a
+        log that must be signed and is not, and `InputError` for a key that cannot be used.
+        """
         with self.log.writing() as append:
             state = self.log.state_so_far
+            signer = log_signer(self.log.head, self.trust, self.key, str(self.log.path), endorse)
             stamp = Stamp(at=datetime.now(UTC).astimezone().isoformat(timespec="seconds"), who=_who())
             if not state.entries:
-                append(Began(**stamp))
+                append(Began(**stamp), signer)
 
             def add(entry: Entry) -> None:
                 last = state.entries[-1].at
                 # The order of entries is that of the log, since clocks of several machines differ.
                 if datetime.fromisoformat(last) > datetime.fromisoformat(entry.at):
                     self.note(f"This machine's clock is behind the last entry, {last}; the log's order is used.")
-                append(entry)
+                append(entry, signer)
 
             yield state, stamp, add
 
@@ -154,12 +165,29 @@ class Registry:
                 add(Retired(**stamp, name=version.name, version=version.number, why=why))
             return state.find(reference)
 
+    def sign(self, why: str = "") -> bool:
+        """Sign all lines of the log, which the user has looked at, and return whether they were not signed before."""
+        self.state()
+        with self.writing(endorse=True) as (_, stamp, add):
+            try:
+                log_signer(self.log.head, self.trust, self.key, str(self.log.path))
+            except InputError:
+                add(Signed(**stamp, why=why))
+                return True
+        return False
+
+    def signer(self) -> str | None:
+        """Return the fingerprint of the key that signed the log. Raises `UntrustedError` as `Trust.signer` does."""
+        self.state()
+        return self.trust.signer(self.log.head, str(self.log.path))
+
     def pull(self, reference: str, output: Path, replace: bool = False) -> Version:
         """Copy a version into the folder ``output``, which then equals its run's folder; every byte is checked.
 
-        Raises the errors of `write_pulled`.
+        Raises the errors of `write_pulled`, and `UntrustedError` if the log must be signed and is not.
         """
         state = self.state()
+        self.trust.check(self.log.head, str(self.log.path))
         version = state.require_active(state.find(reference))
 
         def copy(digest: str, target: Path) -> None:

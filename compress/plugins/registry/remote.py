@@ -24,11 +24,12 @@ from compress.plugins.registry.log import LOG, LogReader, is_valid_line
 from compress.plugins.registry.object_store import OBJECTS
 from compress.plugins.registry.registry import Registry, write_pulled
 from compress.plugins.registry.state import State, Version
+from compress.plugins.registry.trust import Trust
 from compress.plugins.registry.upkeep import SILENT, Fault, object_faults
-from compress.utils.errors import InputError, MissingExtraError, StorageError, first_line
+from compress.utils.errors import InputError, MissingExtraError, StorageError, UntrustedError, first_line
 from compress.utils.progress import Progress
 from compress.utils.pydantic_models import Frozen
-from compress.utils.storage import digest_file, flush
+from compress.utils.storage import digest_file, flush, storage_errors
 
 PIECE_BYTES = 16 * 2**20
 _CLIENTS = (("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("asyncssh", "Error"),
@@ -65,11 +66,7 @@ class Remote:
                     raise MissingExtraError(_PACKAGES[protocol], "remote", f"{protocol}://") from error
                 raise InputError(first_line(error), where=self.url, hint="install the package that it names") from error
             except ValueError as error:
-                raise InputError(
-                    f"This is no address of a remote: {first_line(error).replace(url, self.url)}",
-                    where=self.url,
-                    expected="s3://bucket/folder, sftp://user@host/folder, or another that fsspec knows",
-                ) from error
+                raise self._no_address(first_line(error).replace(url, self.url)) from error
         self._system, self._base = system, str(path).rstrip("/")
 
     def lines(self) -> list[bytes]:
@@ -169,11 +166,14 @@ class Remote:
         if not pieces or size != sum(pieces.values()) or digest_file(target) != digest:
             # Resume after the last complete piece, since the rest may be truncated.
             complete = size // PIECE_BYTES
-            with self._errors(), target.open("r+b" if size else "wb") as file:
+            with storage_errors(target), target.open("r+b" if size else "wb") as file:
                 file.truncate(complete * PIECE_BYTES)
                 file.seek(0, os.SEEK_END)
                 for name in sorted(pieces)[complete:]:
-                    received += file.write(self._system.cat_file(self._path(OBJECTS, digest, name)))
+                    # Only reading can fail because of the remote.
+                    with self._errors():
+                        content = self._system.cat_file(self._path(OBJECTS, digest, name))
+                    received += file.write(content)
         flush(target)
         if digest_file(target) != digest:
             target.unlink()
@@ -228,6 +228,14 @@ class Remote:
         """Return a path below the address."""
         return posixpath.join(self._base, *parts)
 
+    def _no_address(self, reason: str) -> InputError:
+        """Return the error for an address at which no registry can be."""
+        return InputError(
+            f"This is no address of a remote: {reason}",
+            where=self.url,
+            expected="s3://bucket/folder, sftp://user@host/folder, or another that fsspec knows",
+        )
+
     def _incomplete(self, what: str) -> StorageError:
         """Return the error for a log with missing lines."""
         return StorageError(
@@ -244,6 +252,9 @@ class Remote:
         expected: tuple[type[Exception], ...] = (OSError, *filter(None, classes))
         try:
             yield
+        except NotImplementedError as error:
+            # Addresses such as data:,x contain a file and have no folders.
+            raise self._no_address("this kind of address has no folders, or none that can be written to") from error
         except expected as error:
             raise StorageError(
                 f"The remote cannot be reached, or went away: {first_line(error)}",
@@ -288,9 +299,11 @@ class Transfer(Frozen):
 def push(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Transfer:
     """Send what a remote lacks: first the files, each piece of which is read again, then the entries that name them.
 
-    Raises `InputError` if the remote has entries that this registry lacks.
+    Raises `InputError` if the remote has entries that this registry lacks, and `UntrustedError` if the log must be
+    signed and is not.
     """
     registry.state()
+    registry.trust.check(registry.log.head, str(registry.log.path))
     lines, remote_lines = registry.log.lines(), remote.lines()
     _check_begins(lines, remote_lines, f"compress registry fetch {remote.url}, into a new folder, and register there")
     pieces, sent, digests = remote.pieces(), 0, dict[str, None]()
@@ -302,12 +315,18 @@ def push(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Tra
     # Send entries last: an entry on the remote only names files that are there.
     if len(lines) > len(remote_lines):
         remote.add_lines(remote_lines, lines[len(remote_lines) :])
+    registry.trust.remember(lines)
     return Transfer(entries=len(lines) - len(remote_lines), files=len(digests), bytes=sent)
 
 
 def fetch(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Transfer:
-    """Download what this registry lacks. Raises `InputError` if it has entries that the remote lacks."""
+    """Download what this registry lacks.
+
+    Raises `InputError` if it has entries that the remote lacks, and the errors of `Trust.check_remote`.
+    """
     lines, local_lines = remote.lines(), registry.log.lines()
+    # The signature is checked before anything that the lines say is read.
+    registry.trust.check_remote(lines, remote.url)
     state = _read(remote, lines)
     _check_begins(lines, local_lines, f"compress registry push {remote.url}, or fetch into a new folder")
 
@@ -354,7 +373,9 @@ def _read(remote: Remote, lines: list[bytes]) -> State:
     return LogReader(remote.url).apply(lines).state
 
 
-def pull_remote(remote: Remote, reference: str, output: Path, replace: bool = False) -> Version:
+def pull_remote(
+    remote: Remote, reference: str, output: Path, replace: bool = False, trust: Trust | None = None
+) -> Version:
     """Download one version into a folder, as `Registry.pull` does. An interrupted download is resumed.
 
     Args:
@@ -362,11 +383,15 @@ def pull_remote(remote: Remote, reference: str, output: Path, replace: bool = Fa
         reference: Reference of the version.
         output: Folder to create.
         replace: Replace a folder that was pulled before.
+        trust: Keys that must have signed the log.
 
     Returns:
         The version.
     """
-    state = _read(remote, remote.lines())
+    lines = remote.lines()
+    if trust is not None:
+        trust.check_remote(lines, remote.url)
+    state = _read(remote, lines)
     version = state.require_active(state.find(reference))
     contents = contents_of(version, remote)
     pieces = remote.pieces()
@@ -383,9 +408,18 @@ def pull_remote(remote: Remote, reference: str, output: Path, replace: bool = Fa
     return version
 
 
-def verify_remote(remote: Remote, progress: Progress = SILENT) -> tuple[Fault, ...]:
-    """Return every damaged, missing or surplus file of a remote after reading all. A broken log raises an error."""
-    return tuple(object_faults(_read(remote, remote.lines()), remote, progress))
+def verify_remote(remote: Remote, progress: Progress = SILENT, trust: Trust | None = None) -> tuple[Fault, ...]:
+    """Return every damaged, missing or surplus file of a remote after reading all, or only its log if it is untrusted.
+
+    A broken log raises an error.
+    """
+    lines = remote.lines()
+    try:
+        if trust is not None:
+            trust.check_remote(lines, remote.url)
+    except UntrustedError as error:
+        return (Fault(path=LOG, fault="untrusted", why=error.what),)
+    return tuple(object_faults(_read(remote, lines), remote, progress))
 
 
 def _check_begins(lines: list[bytes], beginning: list[bytes], hint: str) -> None:

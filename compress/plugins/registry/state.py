@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
@@ -95,6 +95,13 @@ class Retired(_Action):
     why: str = ""
 
 
+class Signed(_Action):
+    """Statement of whoever signed the line that all lines before it are right."""
+
+    kind: Literal["signed"] = "signed"
+    why: str = ""
+
+
 class Collected(_Action):
     """Removal of the files of retired versions."""
 
@@ -102,8 +109,11 @@ class Collected(_Action):
     versions: tuple[tuple[str, int], ...]
 
 
-Entry = Annotated[Began | Registered | Promoted | RolledBack | Retired | Collected, Field(discriminator="kind")]
+Action = Began | Registered | Promoted | RolledBack | Retired | Collected | Signed
+Entry = Annotated[Action, Field(discriminator="kind")]
 ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
+KINDS = frozenset(action.model_fields["kind"].default for action in get_args(Action))
+"""Kinds of the lines of a log."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ class State:
         self._check(entry)
         self.entries.append(entry)
         match entry:
-            case Began():
+            case Began() | Signed():
                 pass
             case Registered():
                 origin = (entry.record, entry.at, entry.who, entry.run)
@@ -164,7 +174,7 @@ class State:
 
     def _check(self, entry: Entry) -> None:
         """Raise `ValueError` if the entry is about a version or an alias that earlier entries do not have."""
-        if isinstance(entry, Began):
+        if isinstance(entry, Began | Signed):
             return
         if isinstance(entry, Registered):
             if entry.version != len(self.versions.get(entry.name, {})) + 1:
@@ -195,7 +205,8 @@ class State:
 
     def entries_of(self, name: str, number: int | None = None) -> list[Entry]:
         """Return the entries about a model, or about one version of it."""
-        entries = [entry for entry in self.entries if not isinstance(entry, Began | Collected) and entry.name == name]
+        about = (entry for entry in self.entries if not isinstance(entry, Began | Collected | Signed))
+        entries = [entry for entry in about if entry.name == name]
         return [entry for entry in entries if number in (None, entry.version)]
 
     def aliases(self, name: str) -> dict[str, int]:

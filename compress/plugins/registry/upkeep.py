@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Literal
 
 from compress.plugins.registry.contents import FileStore, contents_of, needed_by
-from compress.plugins.registry.log import LOCK, LOG, Log
+from compress.plugins.registry.log import LOCK, LOG, Log, NewerRegistryError
 from compress.plugins.registry.object_store import INCOMING, OBJECTS, freed_bytes
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.state import Collected, State, Version
+from compress.plugins.registry.trust import TRUST
 from compress.recipe.recipe import START
 from compress.report.run_folder import LOCK as RUN_LOCK
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, UntrustedError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.pydantic_models import Frozen
 from compress.utils.storage import storage_errors
 
 
 class Fault(Frozen):
-    """File of a registry with a fault, and the files of versions that it stands for."""
+    """File of a registry with a fault, and the files of versions that it stands for.
+
+    A log is ``untrusted`` if it is not signed as it must be.
+    """
 
     path: str
-    fault: Literal["damaged", "missing", "surplus"]
+    fault: Literal["damaged", "missing", "surplus", "untrusted"]
     why: str = ""
     of: tuple[str, ...] = ()
 
@@ -34,17 +38,23 @@ SILENT = SilentProgress()
 
 
 def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
-    """Return every file of the registry that is damaged, missing or surplus after reading all files."""
+    """Return every file of the registry with a fault after reading all files, and whether its log counts."""
     faults = []
     # Forget what was read, so that every line of the log is checked again.
     registry.log = Log(registry.root)
     try:
         registry.state()
+    except NewerRegistryError:
+        raise
     except InputError as error:
-        if not registry.log.path.is_file() or "newer" in error.what:
+        if not registry.log.path.is_file():
             raise
         faults.append(Fault(path=LOG, fault="damaged", why=error.what))
     else:
+        try:
+            registry.signer()
+        except UntrustedError as error:
+            faults.append(Fault(path=LOG, fault="untrusted", why=error.what))
         if unfinished := registry.log.unfinished():
             why = f"{unfinished} bytes of a line that was cut short; the next writer removes them"
             faults.append(Fault(path=LOG, fault="surplus", why=why))
@@ -58,7 +68,7 @@ def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]
             why = "left by a killed writer; `gc` removes it"
             abandoned = sorted(left & {entry.name for entry in path.iterdir()})
             faults += [Fault(path=f"{INCOMING}/{name}", fault="surplus", why=why) for name in abandoned]
-        elif path.name not in (OBJECTS, LOG, LOCK):
+        elif path.name not in (OBJECTS, LOG, LOCK, TRUST):
             faults.append(Fault(path=path.name, fault="surplus", why="no part of a registry"))
     return tuple(faults)
 

@@ -31,7 +31,7 @@ from compress.results.report import (
 )
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import Frozen
-from compress.utils.read_limits import parse_json
+from compress.utils.read_limits import parse_printable_json
 
 SCHEMA = 1
 KIND = "compress baseline"
@@ -86,7 +86,7 @@ def load_baseline(path: Path) -> Report:
     source = path / REPORT if path.is_dir() else path
     text = read_text(source)
     try:
-        content = parse_json(text)
+        content = parse_printable_json(text)
     except ValueError:
         content = None
     if not isinstance(content, dict) or not {"kind", "report"} <= content.keys():

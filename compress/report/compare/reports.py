@@ -219,7 +219,8 @@ class _Ways:
         if _varies(metric):
             return self._time(pair, metric, confidence)
         if metric.style in ("bytes", "count"):
-            exact = pair.before.low is None or pair.after.low is None or pair.before.value * pair.after.value <= 0
+            rows = (pair.before, pair.after)
+            exact = any(row.low is None or min(row.low, row.value) <= 0 for row in rows)
             # Memory hardly varies between sessions, but does with the machine.
             change = effects.exact_change(pair) if exact else effects.time_change(pair, confidence, 0.0, (), None)
             return self._bound_to_host(change)
@@ -233,14 +234,14 @@ class _Ways:
 
     def _time(self, pair: MeasurementPair, metric: Metric, confidence: float) -> MetricChange:
         baseline, candidate = pair.before, pair.after
-        if baseline.value <= 0 or candidate.value <= 0:
+        figures = [(row.value, row.low, row.high) for row in (baseline, candidate)]
+        if any(number is not None and number <= 0 for figure in figures for number in figure):
             return effects.unjudged_change(pair, "a time or rate that is not positive has no ratio")
         if self.one_session:
             if len(ratios := self._launch_ratios(pair)) > 1:
                 return effects.launch_change(pair, ratios, confidence)
             note = "interleaved in one session, compared by their medians"
             return effects.time_change(pair, confidence, 0.0, (), note)
-        figures = [(row.value, row.low, row.high) for row in (baseline, candidate)]
         if baseline.low is not None and figures[0] == figures[1]:
             self.reused = True
             return effects.exact_change(pair, _REUSED)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ssh_keys import new_key
 from toy_bundles import changed_json, reseal, set_field
 
 from compress.plugins.apps import archive
@@ -22,8 +23,8 @@ from compress.plugins.apps.archive import seal, unpack
 from compress.plugins.apps.build import Bundle
 from compress.plugins.apps.manifest import MANIFEST, SIGNATURE, SIGNED
 from compress.plugins.apps.verify import verify
-from compress.plugins.provenance.signature import sign
 from compress.utils.errors import BundleError, InputError
+from compress.utils.ssh_signatures import sign_file
 
 TRIES = 120
 
@@ -55,12 +56,6 @@ def flip(path: Path, place: int, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
-def new_key(folder: Path) -> Path:
-    path = folder / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
-    return path
-
-
 def test_changed_file_in_the_zip_is_named(made: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
     with zipfile.ZipFile(copy) as opened:
@@ -89,7 +84,7 @@ def test_flipped_bit_in_the_folder_is_detected(bundle: Path, tmp_path: Path) -> 
     key, chance = new_key(tmp_path), random.Random(1)
     for number in range(TRIES):
         if number == TRIES // 2:
-            sign(bundle, key, SIGNED)
+            sign_file(bundle, key, SIGNED)
         # Every second trial changes a file that has no listed digest: the manifest or its signature.
         seal_files = [path for path in (bundle / MANIFEST, bundle / SIGNATURE) if path.exists()]
         files = seal_files if number % 2 else sorted(path for path in bundle.rglob("*") if path.is_file())
@@ -157,12 +152,11 @@ def test_different_model_outputs_fail_the_self_test(bundle: Path) -> None:
 
 
 def test_signature_of_another_key_is_refused(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
     key, other = new_key(tmp_path), new_key(tmp_path / "other")
     public = key.with_suffix(".pub")
     with pytest.raises(BundleError, match="not signed"):
         verify(bundle, public)
-    sign(bundle, key, SIGNED)
+    sign_file(bundle, key, SIGNED)
     shown = subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout
     assert verify(bundle, public).signer in shown.split()
     with pytest.raises(BundleError, match="Another key signed"):

@@ -321,6 +321,8 @@ def test_inventory_errors_have_lines_and_suggestions(tmp_path: Path) -> None:
         ("python", "python3\\nreboot"),
         ("cache", "../other"),
         ("cache", "~/x"),
+        ("cache", "./"),
+        ("cache", "//"),
         ("host_key", KEY[:-3]),
         ("host_key", KEY.replace("ssh-ed25519 ", "ssh-rsa ")),
     ],

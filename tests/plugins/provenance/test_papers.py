@@ -21,8 +21,9 @@ from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 from license_expression import get_spdx_licensing
+from ssh_keys import new_key
 from toy_hub import TOKEN, Hub, serving
-from toy_run import DIGESTS, new_key, write_run
+from toy_run import DIGESTS, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app

@@ -1,9 +1,8 @@
-"""A hand-written run folder with a model of a few bytes, recipe, lock and report, and a signing key."""
+"""A hand-written run folder with a model of a few bytes, recipe, lock and report."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,3 @@ def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path
         notes=("a note of the run",), licences=find_licences(recipe, home))  # fmt: skip
     (run / "report.json").write_text(report.to_json())
     return run
-
-
-def new_key(folder: Path) -> Path:
-    """Create an SSH key pair and return the private key's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
-    return path

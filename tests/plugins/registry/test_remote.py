@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from disks import mounted
 from foreign_environments import S3
 from loopback_sshd import find_binary, running
 from onnx import helper
@@ -234,6 +236,44 @@ def test_file_name_outside_the_version_is_refused() -> None:
     files = {"../x": {"size_bytes": 1, "sha256": "0" * 64}}
     with pytest.raises(ValueError, match="points outside"):
         VersionContents.model_validate({"recipe": "x", "started": None, "files": files})
+
+
+@pytest.mark.parametrize("url", ["data:,x", "data:text/plain,x"])
+def test_address_without_folders_is_refused(registry: Registry, tmp_path: Path, url: str) -> None:
+    other = Registry(tmp_path / "other")
+    acts: list[Callable[[], object]] = [
+        lambda: fetch(other, Remote(url)),
+        lambda: push(registry, Remote(url)),
+        lambda: pull_remote(Remote(url), "reviews@1", tmp_path / "out"),
+        lambda: verify_remote(Remote(url)),
+    ]
+    for act in acts:
+        with pytest.raises(InputError, match=r"no address of a remote: .* no folders") as caught:
+            act()
+        assert caught.value.where == url and "s3://" in str(caught.value)
+    assert not other.root.exists()
+
+
+def test_full_disk_is_named_by_fetch_and_pull(tmp_path: Path, url: str) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.register(write_run(tmp_path / "run", random.Random(1).randbytes(3_000_000)), "reviews")
+    push(registry, Remote(url))
+    with mounted(tmp_path / "disk", 2) as disk:
+        other = Registry(disk / "other")
+        acts: list[Callable[[], object]] = [
+            lambda: fetch(other, Remote(url)),
+            lambda: pull_remote(Remote(url), "reviews@1", disk / "out"),
+        ]
+        for act in acts:
+            with pytest.raises(StorageError, match=r"The disk is full") as caught:
+                act()
+            assert str(disk) in str(caught.value) and "free space" in str(caught.value)
+            assert "remote" not in str(caught.value)
+            assert not other.log.path.exists() and not other.objects.names() and not (disk / "out").exists()
+            # Only what can be resumed remains.
+            for path in (other.root, disk / ".out.part"):
+                shutil.rmtree(path, ignore_errors=True)
+            assert not list(disk.iterdir())
 
 
 @pytest.fixture

@@ -162,6 +162,16 @@ def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
         compress.evaluate(str(tmp_path / "missing"))
 
 
+def test_unknown_name_gets_the_recipes_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("reviews", "tickets"):
+        (tmp_path / "artifacts" / "runs" / name / "latest").mkdir(parents=True)
+    (tmp_path / "artifacts" / "runs" / "stopped").mkdir()
+    with pytest.raises(CompressError, match="Did you mean 'reviews'") as caught:
+        compress.load("review")
+    assert caught.value.hint == "recipes with a run in this folder: reviews, tickets"
+
+
 def test_search_without_its_plugin_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     others = {name: found for name, found in plugins._discover().items() if name != "search"}
     monkeypatch.setattr(plugins, "_discover", lambda: others)
@@ -201,7 +211,7 @@ def test_report_is_a_table_in_notebooks(finished: Run) -> None:
     assert page == finished.report._repr_html_() == report_table(finished.report)
     assert parse_page(page)
     assert "All 2 limits are kept" in page
-    assert "<td>Accuracy</td>" in page and "passed (≥ 50%)" in page and "smaller" in page
+    assert "<td>Accuracy</td>" in page and "kept (≥ 50%)" in page and "smaller" in page
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
 from compress.inspection.activation_clipping import Saturation, find_saturation, transcription_calls
-from compress.inspection.integer_kernels import WeightedKernel, read_kernels
+from compress.inspection.integer_kernels import CONVOLUTIONS, WeightedKernel, read_kernels
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.artifact import find_artifact, has_recipe
 from compress.report.run_folder import MODEL
@@ -67,7 +67,9 @@ def _kernels(kernels: Sequence[WeightedKernel]) -> Iterator[Finding]:
     """Yield findings on operators that run on integers or in float."""
     integers = sum(kernel.integer for kernel in kernels)
     if not integers:
-        yield Finding("ok", "no operator of the model runs on 8-bit integers", "a `onnx_int8` stage makes it smaller")
+        convolves = any(kernel.operator in CONVOLUTIONS for kernel in kernels)
+        stage = "onnx_int8: {method: static}" if convolves else "onnx_int8"
+        yield Finding("ok", "no operator of the model runs on 8-bit integers", f"the stage `{stage}` makes it smaller")
         return
     yield Finding("ok", f"{integers} of {len(kernels)} operators with weights run as 8-bit integer kernels")
     in_float = [kernel for kernel in kernels if not kernel.integer]

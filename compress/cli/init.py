@@ -69,16 +69,22 @@ def init(
         data = _ask("--data", "Data (file, folder or sample:NAME)", _data_files(), asks)
     layout = Layout() if data is None else find_layout(data, folder)
     names = column_names(layout.example) if layout.example is not None else ()
+    task_is_given = task is not None
     if task is None:
         task = _choose_task(found, names, asks)
         if not given.keys() <= {column.name for column in TASKS[task].columns}:
             # Columns that the user named tell the task.
             task = _choose_task(found, (*given, *(name for name in names if name not in given.values())), asks)
-    columns = _match(TASKS[task], names, given, data or "", asks) if names else given
+    columns = _match(TASKS[task], names, given, data or "", asks, task_is_given) if names else given
     name = name or _default_name(output.stem if output else Path(data or model).resolve().stem)
     output = output or Path(f"{name}.yaml")
-    values = initial_values(name, found.of_task(task, model, folder), layout.fields, columns, target)
+    initial_model = found.of_task(task, model, folder)
+    values = initial_values(name, initial_model, layout.fields, columns, target)
     notes: list[str] = []
+    if initial_model.is_convolutional:
+        notes.append("onnx_int8: method static, because dynamic quantization leaves convolutions in float")
+        if data is None:
+            notes.append("its ranges will come from random inputs; --data names a folder with real ones, as .npz files")
     if layout.example is not None and _is_small(layout.example):
         notes = _fit_to_rows(values, TASKS[task], folder)
     text = full_recipe(values) if full else short_recipe(values)
@@ -173,7 +179,17 @@ class _FoundModel:
         shape = None if self.path is None else read_shape(self.path)
         local = Path(reference).expanduser()
         written = relative_to_recipe(local, recipe_folder) if local.exists() else reference
-        return InitialModel(written, kind, shape, is_graph(reference, Path()))
+        is_onnx = is_graph(reference, Path())
+        return InitialModel(written, kind, shape, is_onnx, is_onnx and self.path is not None and _convolves(self.path))
+
+
+def _convolves(path: Path) -> bool:
+    """Return whether convolutions have most of the weights of an ONNX graph."""
+    from compress.formats.onnx.graph_reader import convolution_share, read_graph
+    from compress.sources.onnx_file import onnx_file
+
+    graph = onnx_file(path)
+    return graph is not None and convolution_share(read_graph(graph)) > 0.5
 
 
 def _find_model(reference: str, task: str | None) -> _FoundModel:
@@ -241,7 +257,9 @@ def _choose_task(model: _FoundModel, names: Sequence[str], asks: bool) -> str:
     return task
 
 
-def _match(task: Task, names: Sequence[str], given: Mapping[str, str], data: str, asks: bool) -> dict[str, str]:
+def _match(
+    task: Task, names: Sequence[str], given: Mapping[str, str], data: str, asks: bool, task_is_given: bool
+) -> dict[str, str]:
     """Return the name in the data for each column of the task. Raises `InputError` for one without a match."""
     from compress.data.column_names import match_columns
     from compress.data.columns import check_mapping
@@ -263,6 +281,13 @@ def _match(task: Task, names: Sequence[str], given: Mapping[str, str], data: str
             f"--column {name}={found if only else 'NAME'}"
             for name, found in zip(missing, names if only else missing, strict=True)
         )
+        if not task_is_given and others:
+            raise InputError(
+                f"The columns of {data} do not tell the task: {', '.join(names)}.",
+                where="--column",
+                expected=f"{options} for {task.name}, the model's task",
+                hint=f"for another task: {' or '.join(others)}",
+            )
         raise InputError(
             f"{data} has no column for {' and '.join(missing)}, which {task.name} reads.",
             where="--column",

@@ -19,7 +19,7 @@ from compress.pipeline.formats import measurable, unsupported_reason
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.report.run_folder import MODEL, RECIPE, REPORT, TARGETS, model_folder
+from compress.report.run_folder import MODEL, RECIPE, REPORT, TARGETS, finished_runs, model_folder
 from compress.results.report import FINAL
 from compress.sources.onnx_file import convert_onnx, onnx_file
 from compress.sources.resolve import DEFAULT_CACHE
@@ -27,7 +27,7 @@ from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASKS, tasks_with
 from compress.tasks.task import Examples, Task
 from compress.utils.environment import working_threads
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, did_you_mean
 from compress.utils.progress import Progress
 
 
@@ -96,8 +96,9 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
         return Artifact(model, Recipe.model_validate(fields), graph.parent)
     if folder is None:
         raise InputError(
-            f"There is no model in {str(path)!r}.",
-            expected="a run's folder, a folder with config.json and one .onnx file, or the name of a recipe",
+            f"There is no model in {str(path)!r}.{did_you_mean(str(path), names := finished_runs())}",
+            expected="a run's folder, a folder with config.json and one .onnx file, or a recipe that was run",
+            hint=f"recipes with a run in this folder: {', '.join(names)}" if names else None,
         )
     # Files for a target lie one folder deeper than the model of the run.
     source = recipe or (folder.parent.parent if folder.parent.name == TARGETS else folder.parent) / RECIPE

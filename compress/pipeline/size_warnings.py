@@ -1,4 +1,4 @@
-"""Warnings of a final model that is larger than the model that the user gave, with the field that makes it smaller."""
+"""Warnings of a final model that is larger than the given one, or hardly smaller, with the field that helps."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _TABLE = re.compile(r"embed|embd|wte|lm_head")
 _FLOAT = re.compile(r"b?float|b?f(16|32)")
 _SCALE_BITS = 16 / 32
 """Bits per weight of the scales, with groups of 32 weights."""
+_HARDLY_SMALLER = 0.9
+"""Share of the given bytes above which quantization has left most weights in float."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def given_bytes(path: Path) -> int:
 
 
 def measured_warnings(recipe: Recipe, given: Path, final: Path, others: Mapping[str, Path]) -> list[str]:
-    """Return a warning for each folder of the final model that is larger than the given model.
+    """Return a warning for each folder of the final model that is larger than the given one, or hardly smaller.
 
     Args:
         recipe: The recipe.
@@ -59,9 +61,15 @@ def measured_warnings(recipe: Recipe, given: Path, final: Path, others: Mapping[
     targets = {folder: f" for {target}" for target, folder in others.items()}
     for folder, target in {**targets, final: ""}.items():
         after = size_bytes(folder)
-        if after > before:
+        hint = _float_hint(recipe, given) if _HARDLY_SMALLER * before < after <= before else None
+        if after > before or hint:
             largest = max(read_model(folder).tensors, key=lambda tensor: tensor.bytes)
             name = f"{_described(largest)} in {largest.dtype}"
+            if hint:
+                sizes = f"{format_bytes(after)} instead of {format_bytes(before)}"
+                small = f"The final model{target} is hardly smaller than {given.name}: {sizes}."
+                warnings.append(f"{small} Its largest tensor is {name}. {hint}.")
+                continue
             is_float, is_table = bool(_FLOAT.match(largest.dtype.lower())), bool(_TABLE.search(largest.name))
             part = _Part(name, largest.bytes, math.prod(largest.shape), is_table, is_float)
             warnings.append(f"The final model{target} is {_comparison(recipe, given.name, before, after, part)}")
@@ -89,6 +97,15 @@ def predicted_warning(recipe: Recipe, given: Path, shape: Shape | None, after: f
         name = f"matrices at {shape.matrix_bits} bits"
         part = _Part(name, matrices, shape.working, False, shape.matrix_bits >= 16)
     return f"The final model will be {_comparison(recipe, recipe.model, before, after, part)}"
+
+
+def _float_hint(recipe: Recipe, given: Path) -> str | None:
+    """Return the advice of a stage that quantizes only some operators of a given ONNX file; None without such a stage.
+
+    A result from a checkpoint is compared by the integrity check instead.
+    """
+    specs = [stage.output_spec() for stage in recipe.stages] if onnx_file(given) else []
+    return next((spec.hint for spec in specs if spec.integer_graph and spec.hint), None)
 
 
 def _comparison(recipe: Recipe, given: str, before: float, after: float, part: _Part) -> str:

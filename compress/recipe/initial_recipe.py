@@ -95,12 +95,14 @@ class InitialModel:
         kind: Task of the model, in the variant for it.
         shape: Sizes of the model; None if it is not on this machine.
         is_graph: Whether it is an ONNX graph.
+        is_convolutional: Whether most weights of the graph belong to convolutions.
     """
 
     reference: str
     kind: Task
     shape: Shape | None
     is_graph: bool
+    is_convolutional: bool = False
 
 
 def initial_values(
@@ -164,6 +166,9 @@ def _stages(model: InitialModel, stages: Sequence[StageFields]) -> list[StageFie
     for stage in adapt_stages(model.kind, stages, model.shape):
         cls = STAGES[next(iter(stage))]
         if cls.supports(model.kind.capabilities) and can_follow(current, cls, (model.kind,)):
+            if model.is_convolutional and "onnx_int8" in stage:
+                # Dynamic quantization leaves convolutions in float.
+                stage["onnx_int8"] = {"method": "static", **(stage["onnx_int8"] or {})}
             possible.append(stage)
             current = cls.output_type
     return possible

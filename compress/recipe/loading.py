@@ -36,13 +36,14 @@ from compress.recipe.validation import ParsedStage, check_consistency
 from compress.recipe.validation_errors import expected_names, validate, validate_partly
 from compress.stages.base import AnyStage
 from compress.stages.registry import STAGES
-from compress.tasks.capability import TAKES_ARRAYS
+from compress.tasks.capability import TAKES_ARRAYS, TAKES_AUDIO, TAKES_IMAGES, TAKES_TEXT
 from compress.tasks.registry import TASK_NAMES, TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
 from compress.utils.errors import CompressError, InputError, RecipeError, SampleError, nearest_name
 
 __all__ = ["dump_recipe", "located", "parse_recipe", "read_recipe", "recipe_schema"]
 
+_INPUTS = frozenset({TAKES_TEXT, TAKES_IMAGES, TAKES_AUDIO})
 _Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(Any, ()))
 
 
@@ -93,6 +94,16 @@ def parse_recipe(
     header_values = {name: value for name, value in document.values.items() if name not in ("stages", "targets")}
     header = validate(_Header, header_values, document, ())
     parts = _stage_parts(document)
+    if task_was_inferred and kinds and not _fits(kinds, parts, document):
+        own, inputs = kinds[0].name, kinds[0].capabilities & _INPUTS
+        others = [
+            name
+            for name, other in TASKS.items()
+            if name != own and other.capabilities & _INPUTS == inputs and _fits((other,), parts, document)
+        ]
+        expected = f"one of {', '.join(others)}" if others else f"stages and data for {own}"
+        document.problem(("task",), f"nothing, and the stages or data are not for {own}, the model's task", expected)
+        kinds = ()
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
         targets = read_targets(document, folder, [part.kind if part else "" for part in parts])
@@ -111,6 +122,16 @@ def parse_recipe(
     if task_was_inferred:
         recipe.model_fields_set.discard("task")
     return recipe
+
+
+def _fits(kinds: Sequence[Task], parts: Sequence[ParsedStage | None], document: Document) -> bool:
+    """Return whether variants of a task support all stages, and read the columns that the recipe names."""
+    data = document.values.get("data")
+    columns = data.get("columns") if isinstance(data, dict) else None
+    classes = [part.cls for part in parts if part and part.cls]
+    return all(any(cls.supports(kind.capabilities) for kind in kinds) for cls in classes) and (
+        not isinstance(columns, dict) or columns.keys() <= {column.name for column in kinds[0].columns}
+    )
 
 
 def _starting_type(document: Document, reference: object, folder: Path) -> type[Any]:

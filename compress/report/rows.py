@@ -60,8 +60,11 @@ def limit_result(report: Report, limit: LimitResult) -> str:
         interval = format_interval(metric, limit.low, limit.high)
         text = f"{value} ({interval})" if interval else value
     evidence = ""
-    if limit.within_chance is not None:  # a limit on quality that is not kept: `7 of 2,000 rows (99.4-99.8%)`
-        lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None and limit.rows_lost > 0 else ""
+    if limit.within_chance is not None:  # a limit on quality that is not kept: `7 fewer right of 2,000 rows`
+        compared = "fewer" if limit.of else "too few"
+        lost = (
+            f"{limit.rows_lost:,} {compared} right of " if limit.rows_lost is not None and limit.rows_lost > 0 else ""
+        )
         # Older reports have missed limits that chance could explain.
         chance = "" if limit.verdict == "cannot tell" else f", {'within' if limit.within_chance else 'beyond'} chance"
         evidence = f"{lost}{limit.rows or 0:,} rows{chance}"
@@ -84,7 +87,7 @@ def comparison_signs(limit: str) -> str:
 
 _WARNING = re.compile(
     r"^data: (?!.* rows?; .* repeats? another)|noise: (noisy|unusable)|above the target|no interval yet|not stable"
-    r"|no VNNI|larger than|contradict|[Nn]o licence"
+    r"|no VNNI|larger than|hardly smaller|contradict|[Nn]o licence"
 )
 """Words of notes that make a number or the model questionable. Other notes say how something was measured."""
 

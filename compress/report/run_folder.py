@@ -92,7 +92,7 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
             where=str(unfinished),
             hint="repeat the same `compress run`: it continues after the last finished stage. run.log there says more",
         )
-    names = sorted(path.parent.name for path in runs.glob("*/latest")) if runs.is_dir() else []
+    names = finished_runs(runs)
     alternatives = f", or name one of: {', '.join(names)}" if names else ""
     raise InputError(
         f"There is no report of {str(run)!r}.",
@@ -100,6 +100,11 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
         expected="a run's folder, its report.json, or the name of a recipe that was run",
         hint=f"run it first (compress run RECIPE){alternatives}",
     )
+
+
+def finished_runs(runs: Path = RUNS) -> list[str]:
+    """Return the names of the recipes with a finished run."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{LATEST}")) if runs.is_dir() else []
 
 
 def unfinished_run(run: Path, runs: Path = RUNS) -> Path | None:

@@ -14,6 +14,9 @@ from compress.stages.base import SEARCH, Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import DUAL_ENCODER, EXPORTED_FROM_CHECKPOINT, PREDICTS_TOKENS, TAKES_TEXT
 
+_MANY_MISSING = 0.03
+"""Share of removed tokens in new texts from which on the accuracy can suffer."""
+
 
 class TrimVocabulary(Stage[TorchModel, TorchModel]):
     """Keep the embedding rows that training text uses, and rewrite the tokenizer to match.
@@ -54,8 +57,14 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Trim ``model`` in place. Raises `StageError` for a tokenizer that is not supported."""
         size_before = model.module.config.vocab_size
-        size_after = self._trim(model, self._count(model, context), context.max_length)
+        counts = self._count(model, context)
+        size_after = self._trim(model, counts, context.max_length)
         context.note(f"trim_vocabulary: {size_after} of {size_before} tokens kept")
+        if (missing := self._missing_share(counts)) > _MANY_MISSING:
+            context.note(
+                f"trim_vocabulary: about {missing:.0%} of the tokens of new texts were removed, which can lower the "
+                "accuracy; leave the stage out, or count more texts (use_unlabeled: true)"
+            )
         return model
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
@@ -77,6 +86,14 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         unlabeled = context.encode_unlabeled(model) if self.use_unlabeled else None
         examples += [unlabeled] if unlabeled is not None else []
         return Counter(int(token) for part in examples for row in part.inputs for token in row["input_ids"])
+
+    def _missing_share(self, counts: Counter[int]) -> float:
+        """Return the estimated share of the tokens of new texts that are removed (Good 1953, equation 2).
+
+        A token that occurs r times in N has the expected probability (r + 1) n(r + 1) / (n(r) N) in new texts, with
+        n(r) tokens that occur r times. The sum over all removed r is the share of tokens up to `min_count`.
+        """
+        return sum(count for count in counts.values() if count <= self.min_count) / max(counts.total(), 1)
 
     def _trim(self, model: TorchModel, counts: Counter[int], max_length: int) -> int:
         """Cut ``model`` in place; how many tokens are left."""

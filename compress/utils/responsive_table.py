@@ -15,8 +15,9 @@ from rich.text import Text
 Split = Callable[[str], list[str]]
 _GAP = 2
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_WORDS = re.compile(r"\S+\s*|\s+")
-_JOINTS = re.compile(r"[^\s_/,=\[(.-]*[_/,=\[(.-]+\s*|\S+\s*|\s+")
+_WORDS = re.compile(r"\s*\S+\s*|\s+")
+"""Splits a text at spaces. An indented word keeps its indentation, which alone would be an empty line."""
+_JOINTS = re.compile(r"\s*[^\s_/,=\[(.-]*[_/,=\[(.-]+\s*|\s*\S+\s*|\s+")
 """Splits a text after ``_``, ``/`` and similar characters, where splitting at spaces alone needs too much width."""
 
 
@@ -66,7 +67,7 @@ class ResponsiveTable:
                 texts.append(Text("\n".join(lines), style=cell_style))
             table.add_row(*texts, style=style)
         yield table
-        hidden = [column.heading for index, column in enumerate(self.columns) if index not in shown]
+        hidden = [column.heading for index, column in enumerate(self.columns) if index not in shown and column.heading]
         if hidden:
             yield Text(f"{', '.join(hidden)}: {self.left_out}", style="dim")
 

@@ -163,6 +163,20 @@ def model_findings(*options: str) -> list[tuple[str, str, str | None]]:
     return [(finding["level"], finding["what"], finding["advice"]) for finding in findings]
 
 
+@pytest.mark.parametrize(
+    ("operator", "shape", "stage"),
+    [("Conv", (32, INNER, 3), "onnx_int8: {method: static}"), ("MatMul", (INNER, INNER), "onnx_int8")],
+)
+def test_float_model_gets_a_stage_that_quantizes_its_operators(
+    tmp_path: Path, operator: str, shape: tuple[int, ...], stage: str
+):
+    node = helper.make_node(operator, ["x", "weight"], ["y"])
+    weights = {"weight": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+    onnx.save(onnx_model([node], {"x": [1, INNER, INNER]}, {"y": None}, weights), tmp_path / "model.onnx")
+    advice = f"the stage `{stage}` makes it smaller"
+    assert model_findings(str(tmp_path))[0] == ("ok", "no operator of the model runs on 8-bit integers", advice)
+
+
 def test_saturation_without_vnni_is_warned_of(tmp_path: Path):
     findings = model_findings(str(save(tmp_path)), "--target", "x86-avx2")
     assert findings[0] == ("ok", "2 of 2 operators with weights run as 8-bit integer kernels", None)

@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_graphs
 import pytest
 import tiny_generation
@@ -19,6 +21,7 @@ import tiny_tasks
 import yaml
 from command_line import invoke, output_of
 from mergeable import save_mergeable_llama
+from onnx import helper
 
 from compress.data.column_names import column_names, match_columns
 from compress.data.config import DataConfig
@@ -145,8 +148,9 @@ def test_hint_for_other_columns_is_a_command_that_works(place: Path) -> None:
     (place / "k.csv").write_text("\n".join(["Kommentar;Note", *lines]) + "\n")
     with pytest.raises(InputError) as caught:
         output_of("init", "--model", "encoder", "--data", "k.csv")
+    assert caught.value.what == "The columns of k.csv do not tell the task: Kommentar, Note."
     assert caught.value.hint is not None
-    options = caught.value.hint.removeprefix("or another task: ").split()
+    options = caught.value.hint.removeprefix("for another task: ").split()
     assert options == ["--task", "text-classification", "--column", "text=Kommentar", "--column", "label=Note"]
     output_of("init", "--model", "encoder", "--data", "k.csv", *options)
     assert checked(place / "k.yaml")["data"]["columns"] == {"text": "Kommentar", "label": "Note"}
@@ -169,6 +173,26 @@ def test_onnx_file_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fields = checked(tmp_path / "mine.yaml")
     assert fields["task"] == "graph-agreement" and "data" not in fields
     assert fields["stages"] == [{"onnx_int8": {"error_ceiling": 0.05}}]
+
+
+@pytest.mark.parametrize(("rows", "method"), [(8, "static"), (8000, None)])
+def test_graph_of_convolutions_is_quantized_statically(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, method: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kernel, head = np.ones((8, 4, 3), np.float32), np.ones((rows, 2), np.float32)
+    nodes = [
+        helper.make_node("ConvTranspose" if rows == 8 else "Conv", ["x", "kernel"], ["features"]),
+        helper.make_node("MatMul", ["y", "head"], ["scores"]),
+    ]
+    weights = {"kernel": kernel if rows != 8 else kernel.transpose(1, 0, 2), "head": head}
+    inputs, outputs = {"x": ["n", 4, 16], "y": ["n", rows]}, {"features": None, "scores": ["n", 2]}
+    onnx.save(onnx_graphs.onnx_model(nodes, inputs, outputs, weights), "graph.onnx")
+    result = invoke("init", "--model", "graph.onnx", "--output", "mine.yaml")
+    assert ("because dynamic quantization leaves convolutions in float" in result.stderr) == (method is not None)
+    assert ("random inputs; --data names a folder" in result.stderr) == (method is not None)
+    fields = checked(tmp_path / "mine.yaml")["stages"]
+    assert fields == [{"onnx_int8": {**({"method": method} if method else {}), "error_ceiling": 0.05}}]
 
 
 def test_target_decides_the_stages_and_where_limits_are_measured(

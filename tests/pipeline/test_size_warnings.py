@@ -1,4 +1,4 @@
-"""Tests of warnings of a final model that is larger than the model that the user gave."""
+"""Tests of warnings of a final model that is larger than the given one, or hardly smaller."""
 
 from __future__ import annotations
 
@@ -118,6 +118,32 @@ def test_external_data_of_a_given_graph_counts(final: Path, tmp_path: Path) -> N
     # The final folder has another file of 1,000 bytes.
     (warning,) = measured_warnings(recipe("onnx"), given, final, {})
     assert "larger than model.onnx: 257 kB instead of 256 kB." in warning
+
+
+@pytest.mark.parametrize(
+    ("stage", "extra_bytes", "warned"),
+    [
+        ("onnx_int8", 0, True),
+        ("onnx_int8", 100_000, False),
+        ({"onnx_int8": {"method": "static"}}, 0, False),
+        ("onnx_weight_only", 0, False),
+    ],
+)
+def test_graph_that_int8_leaves_in_float_is_hardly_smaller(
+    final: Path, tmp_path: Path, stage: str | dict[str, Any], extra_bytes: int, warned: bool
+) -> None:
+    (file,) = final.rglob("*.onnx")
+    graph = onnx.load(file)
+    graph.doc_string = "x" * (2000 + extra_bytes)
+    given = tmp_path / "model.onnx"
+    onnx.save(graph, given)
+    warnings = measured_warnings(recipe(stage, task="graph-agreement"), given, final, {})
+    expected = [
+        f"The final model is hardly smaller than model.onnx: 257 kB instead of 258 kB. Its largest tensor is "
+        f"model.embed_tokens.weight [{ROWS}, {COLUMNS}] in float32. `onnx_int8: {{method: static}}` stores "
+        "convolutions in integers too."
+    ]
+    assert warnings == (expected if warned else [])
 
 
 def test_predicted_size_is_compared_with_the_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+import yaml
 from imported import packages_imported_by
 
 from compress.formats.registry import FORMATS
@@ -126,6 +127,33 @@ def test_inferred_task_is_validated_like_a_given_one(untyped_recipe: Path, tmp_p
     with pytest.raises(RecipeError) as caught:
         read_recipe(untyped_recipe)
     assert any("for text-generation" in problem.found for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("columns", "stages", "expected"),
+    [
+        ({"text": "review", "label": "stars"}, ["onnx"], "one of text-classification, text-ranking"),
+        (
+            {"text": "review"},
+            [{"finetune": {}}, "onnx"],
+            "one of text-classification, text-ranking, fill-mask, text2text-generation",
+        ),
+        ({"tokens": "words"}, [{"finetune": {}}, "onnx"], "one of token-classification"),
+        ({"words": "words"}, ["onnx"], "stages and data for feature-extraction"),
+    ],
+)
+def test_stages_or_columns_that_the_inferred_task_lacks_ask_for_a_task(
+    untyped_recipe: Path, tmp_path: Path, columns: dict[str, str], stages: list[object], expected: str
+) -> None:
+    set_architectures(tmp_path / "model", ["BertModel"])
+    fields = yaml.safe_load(untyped_recipe.read_text())
+    fields["data"]["columns"] = columns
+    untyped_recipe.write_text(yaml.safe_dump(fields | {"stages": stages, "baseline": "start"}))
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(untyped_recipe)
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.expected) == ("task", expected)
+    assert problem.found == "nothing, and the stages or data are not for feature-extraction, the model's task"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_copied_recipe_can_be_read_without_the_original(path: Path, tmp_path: Pa
     assert beside <= set(copies)
     time = header_field(path, "time")
     assert re.match(r"(about )?(\d+ h )?\d+ (min|s)\b", time), "`compress recipes` shows how long a recipe takes"
+    quality = re.split("[,;]", header_field(path, "expect"))[0]
+    assert not re.search(r"\d [kM]B|\d ms|bits", quality), "`compress recipes` shows the first clause as the quality"
 
 
 def test_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:

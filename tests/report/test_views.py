@@ -97,13 +97,13 @@ def test_inconclusive_limit_is_neither_kept_nor_missed(report: Report) -> None:
     assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
     text = shown(console_table(both))
     assert "? speedup on cpu \u2265 12x (x86-vnni): 11.7x (11.4\u201312.1x); noise could explain the miss" in text
-    missed_text = "99.60% of baseline (86.60%); 7 of 2,000 rows, within chance (99.4\u201399.8%)"
+    missed_text = "99.60% of baseline (86.60%); 7 fewer right of 2,000 rows, within chance (99.4\u201399.8%)"
     assert f"\u2717 accuracy on cpu \u2265 99.7% of baseline: {missed_text}" in " ".join(text.split())
     suite = ElementTree.fromstring(junit_report(both))
     assert (suite.get("failures"), suite.get("skipped")) == ("1", "1")
     skipped, failure = suite.find(".//skipped"), suite.find(".//failure")
     assert skipped is not None and (skipped.get("message") or "").startswith("inconclusive: 11.7x")
-    assert failure is not None and "7 of 2,000 rows, within chance" in (failure.text or "")
+    assert failure is not None and "7 fewer right of 2,000 rows, within chance" in (failure.text or "")
     assert "? inconclusive" in html_page(both)
 
 

@@ -73,7 +73,28 @@ def test_tokens_are_kept_by_their_count_in_training_text(parameters: dict[str, A
     tokens_before = len(model.processor)
     TrimVocabulary(**parameters).run(model, given)
     assert words_of(model) == words
-    assert notes.said == [f"trim_vocabulary: {len(model.processor)} of {tokens_before} tokens kept"]
+    assert notes.said[0] == f"trim_vocabulary: {len(model.processor)} of {tokens_before} tokens kept"
+
+
+@pytest.mark.parametrize(
+    ("train", "min_count", "share"),
+    [
+        # 2 special tokens and 12 words a row.
+        (["the film was great plot the film was great plot great great"] * 2 + ["the " * 11 + "boring"], 1, 1 / 42),
+        (TRAIN, 1, 4 / 20),
+        (TRAIN, 2, 12 / 20),
+    ],
+)
+def test_share_of_removed_tokens_in_new_texts_is_estimated(train: list[str], min_count: int, share: float):
+    notes, columns = Notes(), TASKS[tiny.TASK].columns
+    table = pa.table({"text": train, "label": ["good"] * len(train)})
+    given = tiny.context(Dataset(columns, {"train": table}, tiny.LABELS, None), max_length=24)
+    TrimVocabulary(min_count=min_count).run(tiny.encoder(), Context(**{**vars(given), "progress": notes}))
+    expected = [
+        f"trim_vocabulary: about {share:.0%} of the tokens of new texts were removed, which can lower the accuracy; "
+        "leave the stage out, or count more texts (use_unlabeled: true)"
+    ]
+    assert notes.said[1:] == (expected if share > 0.03 else [])
 
 
 def test_predictions_on_training_text_are_unchanged():

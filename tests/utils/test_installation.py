@@ -130,6 +130,17 @@ def lines(made: ResponsiveTable, width: int) -> list[str]:
     return [line.rstrip() for line in shown(made, width).splitlines()]
 
 
+def test_indentation_stays_with_the_first_word() -> None:
+    shown_lines = lines(table(("    indented_name", "1 ms", "", ""), ("  other name", "2 ms", "", "")), 20)
+    assert shown_lines[2:5] == ["    indented_   1 ms", "name", "  other name    2 ms"]
+
+
+def test_hidden_column_without_heading_is_not_mentioned() -> None:
+    table_shown = ResponsiveTable("", [TableColumn("name"), TableColumn("", rank=2), TableColumn("n", rank=1)])
+    table_shown.add("first", "too-wide-for-it", "7")
+    assert lines(table_shown, 10)[2:] == ["first  7"]
+
+
 def test_low_priority_columns_are_hidden_and_named() -> None:
     table_shown = table(("first_one", "1.25 ms", "because", "7"))
     assert lines(table_shown, 40)[0] == "name         value  why      n"

@@ -26,6 +26,7 @@ INTEGER_OPERATORS = (
     *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 )
 """Operators that identify a quantized graph."""
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 _MAX_SIZE = (1 << 63) - 1
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 """Field numbers of float_data, int32_data, string_data, int64_data, raw_data, double_data and uint64_data."""
@@ -67,6 +68,13 @@ class OnnxGraph:
 def first_integer_operator(graph: OnnxGraph) -> str | None:
     """Return the first operator that identifies ``graph`` as quantized; None for a float graph."""
     return next((node.op_type for node in graph.nodes if node.op_type in INTEGER_OPERATORS), None)
+
+
+def convolution_share(graph: OnnxGraph) -> float:
+    """Return the share of the stored bytes of a graph that are weights of convolutions."""
+    kernels = {node.inputs[1] for node in graph.nodes if node.op_type in CONVOLUTIONS and len(node.inputs) > 1}
+    sizes = {initializer.name: initializer.bytes for initializer in graph.initializers}
+    return sum(size for name, size in sizes.items() if name in kernels) / max(sum(sizes.values()), 1)
 
 
 def read_graph(path: Path) -> OnnxGraph:

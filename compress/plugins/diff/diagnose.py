@@ -38,6 +38,9 @@ def find_causes(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, sha
     causes = tuple(_causes_in_sums(read, chunks, shape))
     if causes or head is None:
         return causes
+    lengths = np.sqrt(read.rows.difference)
+    if head.rank == 1 and lengths.std() <= _LEFT * lengths.mean():
+        return ("the same vector was added to every row, as when two embedding tables are merged",)
     if head.rank is not None and head.rank < min(shape) // 2:
         return (f"a change of rank {head.rank} was added, as a merged LoRA adds it",)
     return ()

@@ -109,8 +109,8 @@ def _table(title: str, rows: Sequence[tuple[list[str], str, MetricChange | None]
     table = ResponsiveTable(title, columns)
     for (sign, metric, target, *figures, _interval, _margin, last), style, change in rows:
         verdict = last if change is None else formatting.short_verdict(change)
-        # The rates of a table have one unit, which would only widen it.
-        figures = [figure.removesuffix(" examples/s") for figure in figures]
+        # The whole unit would only widen the table.
+        figures = [figure.replace(" examples/s", "/s") for figure in figures]
         table.add(*map(_plain, (sign, metric, *([target] if on else []), *figures, verdict)), style=style)
     return table
 

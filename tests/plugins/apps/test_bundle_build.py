@@ -84,6 +84,15 @@ def test_example_equals_closed_form_and_writes_no_files(made: Bundle, tmp_path: 
     assert lines == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
 
 
+def test_example_classifies_each_argument(made: Bundle) -> None:
+    texts = ["The film was lovely!", "boring plot"]
+    alone = [run_example(made.folder, text) for text in texts]
+    assert alone[0] != alone[1]
+    assert run_example(made.folder, *texts) == "".join(
+        f"{text}\n{answer}" for text, answer in zip(texts, alone, strict=True)
+    )
+
+
 def test_help_of_the_example_names_packages_and_usage(made: Bundle) -> None:
     for option in ("--help", "-h"):
         text = run_example(made.folder, option)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from compress.plugins.diff.diagnose import find_causes
 from compress.plugins.diff.weight_difference import (
     Chunk,
     Chunks,
@@ -68,6 +69,20 @@ def test_largest_singular_values_equal_numpy() -> None:
     np.testing.assert_allclose(actual.after[:4], np.linalg.svd(after, compute_uv=False)[:4], rtol=1e-3)
     np.testing.assert_allclose(actual.difference[:2], np.linalg.svd(added, compute_uv=False)[:2], rtol=1e-3)
     assert actual.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "cause"),
+    [
+        (np.ones(24), "the same vector was added to every row, as when two embedding tables are merged"),
+        (RANDOM.standard_normal(24), "a change of rank 1 was added, as a merged LoRA adds it"),
+    ],
+)
+def test_vector_added_to_every_row_is_no_adapter(rows: np.ndarray, cause: str) -> None:
+    after = (BEFORE + np.outer(rows, RANDOM.standard_normal(18)) + 1e-3 * AFTER).astype(np.float32)
+    read = sums(chunks(BEFORE, after))
+    head = spectrum(chunks(BEFORE, after), 18, read.difference)
+    assert find_causes(read, head, chunks(BEFORE, after), BEFORE.shape) == (cause,)
 
 
 def test_full_rank_difference_has_no_rank() -> None:

@@ -49,6 +49,18 @@ def result() -> GateResult:
     return judge_comparison(comparison.model_copy(update={"flips": (FLIP,)}), policy)
 
 
+def test_page_gives_a_repeated_reason_once() -> None:
+    rows = [time_row(name, 2.0) for name in ("latency_ms", "latency_p90_ms", "startup_ms")]
+    noise = {"noise": {"verdict": "unusable", "reasons": ["the rounds vary by 80%"]}}
+    slower = [time_row(measurement.metric, 4.0) for measurement in rows]
+    comparison = compare_reports(report(*rows), report(*slower, environment=noise), Policy())
+    notes = [change.note for change in comparison.changes]
+    assert len(notes) == 3 and len({*notes}) == 1
+    cells = re.findall(r'<td class="plot">.*?</td>', html_comparison(comparison), re.DOTALL)
+    reasons = [re.sub(r"<svg.*?</svg>|<[^>]+>", "", cell, flags=re.DOTALL).strip() for cell in cells]
+    assert reasons == [notes[0], "for the same reason", "for the same reason"]
+
+
 def change(**fields: object) -> MetricChange:
     values: dict[str, object] = {
         "metric": "latency_ms", "target": "cpu", "unit": "ms", "baseline": 2.0, "candidate": 2.1, "scale": "relative",

@@ -111,15 +111,18 @@ class Remote:
 
     def add_lines(self, present: list[bytes], lines: list[bytes]) -> None:
         """Add lines after those that are present. Raises `InputError` if another machine adds some at this moment."""
-        path = self._path(LOG, f"{len(present) + 1:010d}-{lines[-1][:16].decode()}")
+        part, content = f"{len(present) + 1:010d}-{lines[-1][:16].decode()}", b"\n".join([*lines, b""])
+        path = self._path(LOG, part)
         with self._errors():
             # Write first and look for rivals afterwards: of two senders, at least one sees the other's part and removes
             # its own. Another sender of the same registry is no rival.
-            self._put(path, b"\n".join([*lines, b""]))
+            self._put(path, content)
             merged, problem = self._merged()
             if not problem and merged[: len(present) + len(lines)] == [*present, *lines]:
                 return
             self._system.rm_file(path)
+        if self._contents_of_parts.get(part, content) != content:
+            raise StorageError("A part of the log did not arrive as it was sent.", where=path, hint="push again")
         raise InputError(
             "Somebody else is sending other entries to this address.",
             where=self.url,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from compress.benchmark.record import BATCHED_MEMORY, PEAK_MEMORY
+from compress.benchmark.record import BATCHED_MEMORY, PEAK_MEMORY, TimingRecord
 from compress.benchmark.restarts import TimingResult, Workload
 from compress.benchmark.rounds import TimedRounds
-from compress.benchmark.workloads.calls import SINGLE, CallPlan
+from compress.benchmark.workloads.calls import BATCHED, SINGLE, CallPlan
 from compress.utils.read_limits import parse_json
 
 
@@ -22,6 +21,7 @@ def printable(text: str) -> str:
 
 
 _THREADS = "intra_op_threads"
+_LARGEST = 1e18
 Text = Annotated[str, AfterValidator(printable)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -125,19 +125,15 @@ def read_timing(content: Mapping[str, Any], workload: Workload, batched: bool) -
     except ValidationError as error:
         raise ValueError(_first(error)) from None
     record, lost = timed.record, timed.record.lost_models.keys()
-    if not all(map(math.isfinite, _numbers(asdict(record)))):
-        raise ValueError("numbers that are not finite")
-    settings = record.settings.values()
-    if not all(isinstance(of_model, dict) and type(of_model.get(_THREADS, 1)) is int for of_model in settings):
-        raise ValueError("settings that are no settings")
-    if record.usage.elapsed <= 0:
-        raise ValueError("a session without duration")
+    _check_session(record)
     if missing := set(workload.plan.timings) - record.timings.keys():
         raise ValueError(f"no times of {', '.join(sorted(missing))}")
     calls = range(max(workload.plan.singles) + 1) if isinstance(workload.plan, CallPlan) else None
     for kind, rounds in record.timings.items():
         if not rounds.times.keys() <= workload.artifacts.keys() <= rounds.times.keys() | lost:
             raise ValueError(f"{kind}: times of other models than were sent")
+        if not rounds.calls and (batched or kind != BATCHED):
+            raise ValueError(f"{kind}: no rounds")
         _check_rounds(kind, rounds, calls if kind == SINGLE else None)
     needed = {PEAK_MEMORY, *((BATCHED_MEMORY,) if batched and isinstance(workload.plan, CallPlan) else ())}
     for model in workload.artifacts.keys() - lost:
@@ -145,6 +141,18 @@ def read_timing(content: Mapping[str, Any], workload: Workload, batched: bool) -
         if not needed <= figures.keys() or not all(figures.values()):
             raise ValueError(f"no memory or start-up times of {model}")
     return timed
+
+
+def _check_session(record: TimingRecord) -> None:
+    """Raise `ValueError` for numbers and settings that no session has."""
+    # The comparison is also false for NaN. Integers may be too large for a float.
+    if not all(abs(number) < _LARGEST for number in _numbers(asdict(record))):
+        raise ValueError("numbers that are not finite")
+    settings = record.settings.values()
+    if not all(isinstance(of_model, dict) and type(of_model.get(_THREADS, 1)) is int for of_model in settings):
+        raise ValueError("settings that are no settings")
+    if record.usage.elapsed <= 0 or not record.reference:
+        raise ValueError("a session without duration or without reference times")
 
 
 def _check_rounds(kind: str, rounds: TimedRounds, calls: Container[int] | None) -> None:
@@ -156,8 +164,9 @@ def _check_rounds(kind: str, rounds: TimedRounds, calls: Container[int] | None) 
     for index, numbers in enumerate(rounds.calls):
         of_round = [times[index] for times in rounds.times.values()]
         marks = {len(times.disturbed) for times in of_round}
-        if any(len(times.latencies_ms) != len(numbers) for times in of_round) or not marks <= {0, len(numbers)}:
-            raise ValueError(f"{kind}: a round with another number of times than calls")
+        counts = {len(numbers), *(len(times.latencies_ms) for times in of_round)}
+        if len(counts) > 1 or not numbers or not marks <= {0, len(numbers)}:
+            raise ValueError(f"{kind}: a round without calls, or with another number of times than calls")
         positive = (rounds.product_ms[index], *(number for times in of_round for number in times.latencies_ms))
         if len(marks) > 1 or not all(number > 0 for number in positive):
             raise ValueError(f"{kind}: times that are not positive, or not marked for each model")

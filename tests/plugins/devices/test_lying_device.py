@@ -16,7 +16,7 @@ from compress.plugins.devices.replies import read_reply
 from compress.plugins.devices.session import open_session
 from compress.utils.errors import DeviceError
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], object]
 LIES: dict[str, Change] = {
     "no result": lambda result: result.clear(),
     "no models": lambda result: result["timed"]["record"]["timings"]["single"]["times"].clear(),
@@ -25,6 +25,9 @@ LIES: dict[str, Change] = {
     "no time": lambda result: _times(result).__setitem__(0, 0.0),
     "not a number": lambda result: _times(result).__setitem__(0, float("nan")),
     "a missing time": lambda result: _times(result).pop(),
+    "a time of 401 digits": lambda result: _times(result).__setitem__(0, 10**400),
+    "a round without calls": lambda result: _clear_first(result),
+    "no reference": lambda result: result["timed"]["record"]["reference"].clear(),
     "a missing round": lambda result: _single(result)["times"]["final"].pop(),
     "a call of no example": lambda result: _single(result)["calls"][0].__setitem__(0, 2**32),
     "no memory": lambda result: result["timed"]["record"]["figures"].clear(),
@@ -38,6 +41,12 @@ LIES: dict[str, Change] = {
 def _single(result: dict[str, Any]) -> dict[str, Any]:
     rounds: dict[str, Any] = result["timed"]["record"]["timings"]["single"]
     return rounds
+
+
+def _clear_first(result: dict[str, Any]) -> None:
+    _single(result)["calls"][0].clear()
+    for times in _single(result)["times"].values():
+        times[0].update(latencies_ms=[], disturbed=[])
 
 
 def _times(result: dict[str, Any]) -> list[float]:

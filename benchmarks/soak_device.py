@@ -176,7 +176,7 @@ def device(
             bench(folder, host, examples, seed=benches)
         left = [path.name for path in (*(cache / "sessions").iterdir(), *(cache / "blobs").glob("*.part"))]
     problems += [f"left on the device: {name}" for name in left]
-    for line in (*ends, *problems):
+    for line in (*ends, str(dict(mutated)), *problems):
         typer.echo(line, file=sys.stderr)
     rows = [
         ["benchmarks; lost connections", f"{benches}; {sum(dropped)}", ""],

@@ -33,6 +33,7 @@ from soak_page import Write, show
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote
 from compress.plugins.registry.state import Entry, Promoted, Registered, Retired, RolledBack
+from compress.utils.errors import CompressError
 from compress.utils.storage import digest_file
 
 LANES = 4
@@ -179,6 +180,8 @@ class Soak:
         began = time.monotonic()
         try:
             self._run(began, seconds, most_faults)
+        except CompressError as error:
+            self.problems.append(f"corrupted: {error}")
         finally:
             for command in self.active:
                 os.kill(command.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,11 +51,14 @@ class Server:
 
     def drop_connections(self) -> int:
         """Kill the processes that serve connections, but not those that they started. Return their number."""
-        descendants = psutil.Process(self.process.pid).children(recursive=True)
-        serving = [process for process in descendants if process.name().startswith("sshd")]
-        for process in serving:
-            process.kill()
-        return len(serving)
+        killed = 0
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            # A connection may end by itself at this moment.
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith("sshd"):
+                    process.kill()
+                    killed += 1
+        return killed
 
 
 def find_binary() -> str | None:

@@ -4,7 +4,6 @@ python benchmarks/search.py collect    runs every recipe of a small space to eve
 python benchmarks/search.py replay     100 searches replayed on these recorded trials, against random search
 python benchmarks/search.py samplers   the same replays with Optuna's samplers in place of the engine
 python benchmarks/search.py ray        a search on one worker and on two, with one processor each
-python benchmarks/search.py killed     a search killed at ten random moments, against an uninterrupted one
 python benchmarks/search.py size       predicted bytes of unseen recipes, against the bytes of their files
 python benchmarks/search.py emulate    searches of the quickstart's space with trials emulated by a fitted model
 python benchmarks/search.py record     adds the trials of real searches to those that the emulation is fitted to
@@ -19,7 +18,6 @@ import sys
 import search_emulated
 import search_forecasts
 import search_found
-import search_killed
 import search_olive
 import search_replay
 import search_samplers
@@ -33,7 +31,6 @@ for _command in (
     search_replay.replay,
     search_samplers.samplers,
     search_workers.ray,
-    search_killed.killed,
     search_olive.olive,
     search_found.found,
     search_world.record,

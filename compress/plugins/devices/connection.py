@@ -21,6 +21,7 @@ from typing import Any, Self
 from compress.benchmark.subprocess_client import PipedProcess
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.inventory import Device
+from compress.plugins.devices.replies import REQUIRED, printable, read_reply
 from compress.utils.errors import CompressError, DeviceError, InputError
 
 Reply = dict[str, Any]
@@ -109,7 +110,10 @@ class Connection:
         self._heard, pause = time.monotonic(), 0.5
         while True:
             try:
-                return self._answer({"do": do, **fields}, timeout)
+                answer = self._answer({"do": do, **fields}, timeout)
+                if missing := REQUIRED.get(do, set()) - answer.keys():
+                    raise self.unreadable(f"{do}: no {', '.join(sorted(missing))}")
+                return answer
             except ConnectionLostError as lost:
                 if time.monotonic() + pause - self._heard > self._patience:
                     raise DeviceError(
@@ -154,8 +158,15 @@ class Connection:
 
     def refusal_error(self, told: Reply) -> DeviceError:
         """Return the error for a refusal of the agent."""
+        return DeviceError(f"The device {self.name!r}: {told['what']}", where=self._address, expected=told["expected"])
+
+    def unreadable(self, reason: str) -> DeviceError:
+        """Return the error for a reply that cannot be right."""
         return DeviceError(
-            f"The device {self.name!r}: {printable(told['what'])}", where=self._address, expected=told["expected"]
+            f"What the device {self.name!r} sends cannot be read: {reason}",
+            where=self._address,
+            expected="the replies of the agent that was sent there",
+            hint="look for a login script that prints JSON, and for failing memory; `compress devices` asks it again",
         )
 
     @property
@@ -202,13 +213,13 @@ class Connection:
         """Return the agent's next line, or None if it has ended. Lines that a login script wrote are skipped."""
         try:
             while (line := talk.line(seconds)) is not None:
-                with contextlib.suppress(ValueError):
-                    reply = json.loads(line)
-                    if isinstance(reply, dict):
-                        self._heard = time.monotonic()
-                        if "refusal" in reply:
-                            raise self.refusal_error(reply["refusal"])
-                        return reply
+                if (reply := read_reply(line)) is not None:
+                    self._heard = time.monotonic()
+                    if reply.get("refusal"):
+                        raise self.refusal_error(reply["refusal"])
+                    return reply
+        except ValueError as error:
+            raise self.unreadable(str(error)) from None
         except TimeoutError:
             raise ConnectionLostError(f"no answer within {seconds:.3g} s") from None
         return None
@@ -286,8 +297,3 @@ class Connection:
 def _last_line(text: str) -> str:
     """Return the last line of a text."""
     return text.strip().rpartition("\n")[2].strip()
-
-
-def printable(text: str) -> str:
-    """Return text from a device without characters that control a terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

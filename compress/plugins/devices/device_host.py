@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from compress import __version__
-from compress.benchmark.record import TimingConditions, TimingRecord
+from compress.benchmark.record import TimingConditions
 from compress.benchmark.restarts import TimingResult, Workload
 from compress.benchmark.subprocess_client import error_from_reply
 from compress.formats.onnx.model import find_graphs
@@ -22,6 +20,7 @@ from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.connection import Connection, ConnectionLostError
 from compress.plugins.devices.harness import IMPORTS
 from compress.plugins.devices.inventory import Device, choose_devices, find_inventory, read_inventory
+from compress.plugins.devices.replies import read_timing
 from compress.plugins.devices.session import (
     PACKAGES,
     TRANSCRIPTION_PACKAGES,
@@ -170,16 +169,18 @@ class DeviceHost:
         transcribes = any(len(find_graphs(path)) > 1 for path in workload.artifacts.values())
         packages = PACKAGES + TRANSCRIPTION_PACKAGES if transcribes else PACKAGES
         result = self._measured(bench, files, packages, progress)
-        if "error" in result:
+        if result.get("error"):
             raise error_from_reply(result["error"])
-        timings = result["timed"]
         try:
-            record = TypeAdapter(TimingRecord).validate_python(timings["record"])
-        except ValidationError as error:
-            raise DeviceError(f"What {self.name!r} measured cannot be read: {error.errors()[0]}") from None
-        versions = {"compress": __version__, **timings["environment"]["packages"]}
-        environment = {**timings["environment"], "packages": versions, "device": self.name}
-        return TimingResult(record, timings["precision"], tuple(timings["cores"]), timings["load"], environment)
+            timed = read_timing(result.get("timed") or {}, workload, conditions.batched)
+        except ValueError as error:
+            raise DeviceError(
+                f"What {self.name!r} measured cannot be read: {error}",
+                expected="the times of the models that were sent",
+                hint="measure again; if it happens again, look for failing memory or disk there",
+            ) from None
+        versions = {"compress": __version__, **timed.environment["packages"]}
+        return replace(timed, environment={**timed.environment, "packages": versions, "device": self.name})
 
     def _measured(
         self, bench: dict[str, Any], files: Mapping[str, Path], packages: tuple[str, ...], progress: Progress

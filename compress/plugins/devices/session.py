@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.benchmark.restarts import PROGRESS_LABEL
-from compress.plugins.devices.connection import Connection, ConnectionLostError, printable
+from compress.plugins.devices.connection import Connection, ConnectionLostError
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
 
@@ -79,9 +79,8 @@ def open_session(connection: Connection) -> Iterator[str]:
 
 def busy_error(name: str, holder: dict[str, Any]) -> DeviceError:
     """Return the error for a device that another session holds."""
-    who, since = printable(holder["who"]), printable(holder["since"])
     return DeviceError(
-        f"The device {name!r} is taken: {who} has been measuring there since {since}.",
+        f"The device {name!r} is taken: {holder['who']} has been measuring there since {holder['since']}.",
         expected="one bench at a time, since two would disturb each other",
         hint="wait until that one is done",
     )
@@ -105,14 +104,14 @@ def follow_session(connection: Connection, session: str, launches: int, progress
     last: dict[str, Any] = {}
     steps = _steps(connection, session, progress, last)
     deque(progress.track(steps, f"{PROGRESS_LABEL} on {connection.name}", launches), maxlen=0)
-    result: dict[str, Any] | None = last["result"]
+    result: dict[str, Any] | None = last.get("result")
     if result is None:
-        words = printable(last["log"]) or "none"
+        words = last.get("log") or "none"
         raise DeviceError(
             f"The session on {connection.name!r} ended without a result. Its last output:\n{words}",
             expected="a device that isn't restarted meanwhile, and that has memory for the models and the harness",
         )
-    if "refusal" in result:
+    if result.get("refusal"):
         raise connection.refusal_error(result["refusal"])
     return result
 
@@ -126,7 +125,7 @@ def _steps(connection: Connection, session: str, progress: Progress, last: dict[
             for line in connection.follow(session=session, offset=offset):
                 silent, offset = 0, line.get("offset", offset)
                 if "note" in line:
-                    progress.note(f"{connection.name}: {printable(line['note'])}")
+                    progress.note(f"{connection.name}: {line['note']}")
                 if "done" in line:
                     yield line["done"]
                 if line.get("ended"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import math
 import os
@@ -28,7 +29,7 @@ from compress.report.compare.formatting import judged_name, judgement_text
 from compress.report.compare.gate import GateResult, judge_comparison
 from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound, limit_result
-from compress.report.run_folder import REPORT
+from compress.report.run_folder import LATEST, REPORT, shipped_files
 from compress.results.report import Measurement, Report, load_report
 from compress.utils.errors import CompressError, InputError
 from compress.utils.storage import storage_errors
@@ -76,6 +77,8 @@ class EntryRun:
         output, log = folder / REPORT, folder / "run.log"
         options = [part for override in self.entry.overrides for part in ("--set", override)]
         path = str(self.home / self.entry.recipe)
+        latest = self.artifacts / "runs" / recipe.name / LATEST
+        previous = latest.resolve()
         command = ["run", path, "--json", "--remeasure", "--artifacts", str(self.artifacts), *options]
         with storage_errors(folder):
             folder.mkdir()
@@ -94,6 +97,7 @@ class EntryRun:
         failure = _failure(ended, log, limit, by_budget=entry_limit > left_seconds)
         if failure:
             return self._failed(outcome, failure)
+        share_equal_files(previous, latest.resolve())
         result = self._evaluate(recipe, outcome, output)
         return result if self.entry.recent is None else self.check_drift(result, recipe, folder, limit - ended.seconds)
 
@@ -134,7 +138,7 @@ class EntryRun:
             left_seconds: Time limit.
         """
         output, log, recent = folder / "use.json", folder / "use.log", self.home / str(self.entry.recent)
-        run = self.artifacts / "runs" / recipe.name / "latest"
+        run = self.artifacts / "runs" / recipe.name / LATEST
         # `recent` is a path or the name of a data set.
         inputs = str(recent if recent.exists() else self.entry.recent)
         limit = max(0.0, left_seconds)
@@ -239,6 +243,24 @@ def relative(path: Path) -> str:
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return path.name
+
+
+def share_equal_files(older: Path, newer: Path) -> None:
+    """Replace shipped files of a run by hard links to equal files of an older run, so that nights share their space.
+
+    Both runs stay whole if one is removed.
+    """
+    for path in shipped_files(newer) if newer.is_dir() and newer != older else ():
+        file, same = newer / path, older / path
+        if not (same.is_file() and filecmp.cmp(same, file, shallow=False)):
+            continue
+        link = file.with_name(f".{file.name}.link")
+        try:
+            os.link(same, link)
+            link.replace(file)
+        except OSError:
+            # The file system has no hard links, or no more for this file: the run keeps its copy.
+            link.unlink(missing_ok=True)
 
 
 class EndedProcess(NamedTuple):

@@ -28,6 +28,7 @@ from compress.results.report import FINAL
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 from compress.utils.storage import storage_errors
 
+_PAGE = "night.html"
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
 
 
@@ -80,17 +81,23 @@ def _duration(outcome: EntryOutcome) -> str:
 
 
 def write_night(result: NightResult, description: str = "") -> None:
-    """Write night.json, night.md, junit.xml and night.html, then point `latest` to them. Raises `StorageError`."""
+    """Write night.json, night.md, junit.xml and night.html, then point `latest` to them. Raises `StorageError`.
+
+    The page shows every night, so that the pages of earlier nights are removed: their size grows with each night.
+    """
     contents = {
         "night.json": night_json(result),
         "night.md": night_markdown(result.night),
         "junit.xml": night_junit(result.night),
-        "night.html": night_page(result.night, result.nights, result.series, description),
+        _PAGE: night_page(result.night, result.nights, result.series, description),
     }
     for name, content in contents.items():
         write_atomically(result.folder / name, content)
     with storage_errors(result.folder):
         update_latest_link(result.folder)
+        for page in result.folder.parent.glob(f"*/{_PAGE}"):
+            if not page.parent.samefile(result.folder):
+                page.unlink(missing_ok=True)
 
 
 def night_json(result: NightResult) -> str:

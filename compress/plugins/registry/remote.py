@@ -68,53 +68,58 @@ class Remote:
             except ValueError as error:
                 raise self._no_address(first_line(error).replace(url, self.url)) from error
         self._system, self._base = system, str(path).rstrip("/")
+        self._contents_of_parts: dict[str, bytes] = {}
 
     def lines(self) -> list[bytes]:
         """Return the lines of its log, or nothing if it is empty.
 
         Raises `StorageError` if lines are missing, or if two machines send at this moment.
         """
-        log_lines: list[bytes] = []
-        check = b""
-        with self._errors():
-            parts = self._parts()
-            while True:
-                rivals = [part for part in parts if _first(part) == len(log_lines) + 1]
-                # Parts whose lines do not follow the last check are truncated or abandoned.
-                contents = {part: lines for part in rivals if (lines := self._lines_of(part, check))}
-                if len(contents) > 1:
-                    raise self._incomplete(f"{' and '.join(contents)} in its log are by two who send at once")
-                if not contents:
-                    break
-                log_lines += next(iter(contents.values()))
-                check = log_lines[-1][:64]
-        # Later parts exist, so lines in between were lost.
-        if any(_first(part) > len(log_lines) + 1 for part in parts):
-            raise self._incomplete(f"line {len(log_lines) + 1} of its log is missing")
-        return log_lines
-
-    def _lines_of(self, part: str, check: bytes) -> list[bytes]:
-        """Return the complete lines of a part of the log that follow ``check``."""
-        lines: list[bytes] = []
-        for line in self._system.cat_file(self._path(LOG, part)).split(b"\n")[:-1]:
-            if not is_valid_line(check, line):
-                break
-            lines.append(line)
-            check = line[:64]
+        lines, problem = self._merged()
+        if problem:
+            raise self._incomplete(problem)
         return lines
+
+    def _merged(self) -> tuple[list[bytes], str]:
+        """Return the lines of all parts of the log, and why they are not the whole log, which is empty if they are.
+
+        Two senders of the same registry may write parts that overlap, and a part that is still written grows.
+        """
+        lines: list[bytes] = []
+        with self._errors():
+            for part in sorted(sizes := self._parts(), key=_first):
+                start = _first(part) - 1
+                if start > len(lines):
+                    return lines, f"line {len(lines) + 1} of its log is missing"
+                content = self._read_part(part, sizes[part])
+                # Lines that do not follow those before them are truncated or abandoned.
+                added = _following(content, lines[start - 1][:64] if start else b"")
+                common = min(len(added), len(lines) - start)
+                if added[:common] != lines[start : start + common]:
+                    return lines, f"{part} and another part of its log are by two who send at once"
+                lines += added[common:]
+        return lines, ""
+
+    def _read_part(self, part: str, size: int) -> bytes:
+        """Return a part of the log, which is read again only if it has grown."""
+        if part not in self._contents_of_parts or len(self._contents_of_parts[part]) != size:
+            self._contents_of_parts[part] = self._system.cat_file(self._path(LOG, part))
+        return self._contents_of_parts[part]
 
     def add_lines(self, present: list[bytes], lines: list[bytes]) -> None:
         """Add lines after those that are present. Raises `InputError` if another machine adds some at this moment."""
-        name = f"{len(present) + 1:010d}-{lines[-1][:16].decode()}"
-        check = present[-1][:64] if present else b""
+        part, content = f"{len(present) + 1:010d}-{lines[-1][:16].decode()}", b"\n".join([*lines, b""])
+        path = self._path(LOG, part)
         with self._errors():
             # Write first and look for rivals afterwards: of two senders, at least one sees the other's part and removes
-            # its own.
-            self._put(self._path(LOG, name), b"\n".join([*lines, b""]))
-            others = [part for part in self._parts() if _first(part) == len(present) + 1 and part != name]
-            if not any(self._lines_of(part, check) for part in others):
+            # its own. Another sender of the same registry is no rival.
+            self._put(path, content)
+            merged, problem = self._merged()
+            if not problem and merged[: len(present) + len(lines)] == [*present, *lines]:
                 return
-            self._system.rm_file(self._path(LOG, name))
+            self._system.rm_file(path)
+        if self._contents_of_parts.get(part, content) != content:
+            raise StorageError("A part of the log did not arrive as it was sent.", where=path, hint="push again")
         raise InputError(
             "Somebody else is sending other entries to this address.",
             where=self.url,
@@ -134,17 +139,28 @@ class Remote:
         """Return the digests of all files."""
         return set(self.pieces())
 
-    def send(self, source: Path, digest: str, present: dict[str, int]) -> int:
+    def send(self, source: Path, digest: str, present: dict[str, int], is_verified: bool) -> int:
         """Send the pieces of a file that are not present at the address, and read each again.
 
-        Returns the number of bytes sent. Raises `StorageError` if a piece arrives with other contents.
+        Args:
+            source: The file.
+            digest: Its digest.
+            present: Sizes of the pieces at the address.
+            is_verified: An entry at the address names the file, so that its pieces were read when they were sent.
+                Otherwise a piece of the right size is compared, since it may be what an interrupted push left.
+
+        Returns:
+            The number of bytes sent.
+
+        Raises:
+            StorageError: A piece arrives with other contents.
         """
         sent = 0
         for name, content in _cut(source):
-            if present.get(name) == len(content):
-                continue
             path = self._path(OBJECTS, digest, name)
             with self._errors():
+                if present.get(name) == len(content) and (is_verified or self._system.cat_file(path) == content):
+                    continue
                 self._put(path, content)
                 # Read the piece back, since some storages report success too early.
                 arrived = self._system.cat_file(path)
@@ -205,9 +221,10 @@ class Remote:
         for path in sorted(self._find(f"{OBJECTS}/{digest}")):
             yield self._system.cat_file(path)
 
-    def _parts(self) -> list[str]:
-        """Return the names of the parts of the log."""
-        return sorted(posixpath.basename(path) for path in self._find(LOG))
+    def _parts(self) -> dict[str, int]:
+        """Return the sizes of the parts of the log by their names."""
+        sizes = {posixpath.basename(path): about["size"] for path, about in self._find(LOG).items()}
+        return {part: size for part, size in sizes.items() if _first(part)}
 
     def _find(self, below: str) -> dict[str, dict[str, Any]]:
         """Return the files below a path with their details."""
@@ -275,6 +292,17 @@ def _first(part: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
+def _following(content: bytes, check: bytes) -> list[bytes]:
+    """Return the complete lines at the beginning of a part of the log that follow ``check``."""
+    lines: list[bytes] = []
+    for line in content.split(b"\n")[:-1]:
+        if not is_valid_line(check, line):
+            break
+        lines.append(line)
+        check = line[:64]
+    return lines
+
+
 def _cut(source: Path) -> Iterable[tuple[str, bytes]]:
     """Yield the pieces of a file, at least one."""
     with source.open("rb") as file:
@@ -306,12 +334,16 @@ def push(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Tra
     registry.trust.check(registry.log.head, str(registry.log.path))
     lines, remote_lines = registry.log.lines(), remote.lines()
     _check_begins(lines, remote_lines, f"compress registry fetch {remote.url}, into a new folder, and register there")
-    pieces, sent, digests = remote.pieces(), 0, dict[str, None]()
+    # Whether an entry at the address names a file, by its digest.
+    pieces, sent, digests = remote.pieces(), 0, dict[str, bool]()
+    remote_versions = LogReader(remote.url).apply(remote_lines).state.versions
     for version in registry.log.state_so_far.all():
         if not version.collected:
-            digests.update(dict.fromkeys(needed_by(version, registry.contents(version))))
-    for digest in progress.track(digests, "sending files", len(digests)):
-        sent += remote.send(registry.objects.verified_path(digest), digest, pieces.get(digest, {}))
+            is_there = version.number in remote_versions.get(version.name, {})
+            for digest in needed_by(version, registry.contents(version)):
+                digests[digest] = digests.get(digest, False) or is_there
+    for digest, is_verified in progress.track(digests.items(), "sending files", len(digests)):
+        sent += remote.send(registry.objects.verified_path(digest), digest, pieces.get(digest, {}), is_verified)
     # Send entries last: an entry on the remote only names files that are there.
     if len(lines) > len(remote_lines):
         remote.add_lines(remote_lines, lines[len(remote_lines) :])

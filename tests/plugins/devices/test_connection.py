@@ -17,9 +17,10 @@ from loopback_sshd import Server
 
 from compress.plugins.devices.agent import RefusedError
 from compress.plugins.devices.bootstrap import path_inside
-from compress.plugins.devices.connection import Connection, printable
+from compress.plugins.devices.connection import Connection
 from compress.plugins.devices.device_host import Blob, send_blobs
 from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
+from compress.plugins.devices.replies import printable
 from compress.plugins.devices.session import bootstrap_program, follow_session, open_session
 from compress.utils.errors import CompressError, DeviceError, InputError
 from compress.utils.progress import SilentProgress

@@ -60,6 +60,8 @@ def test_unreadable_recipe_fails_only_its_entry_every_night(tmp_path: Path) -> N
     latest = tmp_path / "artifacts" / "nights" / "all" / "latest"
     assert json.loads((latest / "night.json").read_text())["number"] == 2
     assert {path.name for path in latest.iterdir()} == {"night.html", "night.json", "night.md", "junit.xml"}
+    # A page shows every night, so that only the newest one is kept.
+    assert {path.name for path in done.folder.iterdir()} == {"night.json", "night.md", "junit.xml"}
 
 
 def test_entry_beyond_the_budget_is_skipped_and_runs_first_next_time(tmp_path: Path) -> None:
@@ -105,6 +107,29 @@ def test_night_restores_a_damaged_history_and_notes_it(tmp_path: Path) -> None:
     done, _ = run_night(suite, tmp_path / "artifacts")
     assert done.night.number == 2
     assert any("was damaged" in note and "ends with night 1" in note for note in done.night.notes)
+
+
+def test_equal_files_of_two_runs_use_their_space_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {"older": (b"same", b"one"), "newer": (b"same", b"two"), "newest": (b"same", b"two")}
+    for run, files in contents.items():
+        (tmp_path / run / "model").mkdir(parents=True)
+        for name, content in zip("ab", files, strict=True):
+            (tmp_path / run / "model" / name).write_bytes(content)
+    older, newer, newest = (tmp_path / run for run in contents)
+    entry_run.share_equal_files(older, newer)
+    assert (newer / "model" / "a").samefile(older / "model" / "a")
+    assert not (newer / "model" / "b").samefile(older / "model" / "b")
+    shutil.rmtree(older)
+    entry_run.share_equal_files(older, newest)
+
+    def refuse(*_: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    entry_run.share_equal_files(newer, newest)
+    for run in (newer, newest):
+        assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == {"a": b"same", "b": b"two"}
+        assert all(path.stat().st_nlink == 1 for path in (run / "model").iterdir())
 
 
 def test_host_identity_excludes_software() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import random
 import re
 import shlex
 import shutil
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry import kill_writers, write_run
+from registry import write_run
 from ssh_keys import new_key
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from compress.plugins.registry.log import LOG, Head, LogReader, line_check, spli
 from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote, fetch, pull_remote, push, verify_remote
+from compress.plugins.registry.state import Registered
 from compress.plugins.registry.upkeep import collect, verify
 from compress.utils.errors import CompressError, InputError, UntrustedError
 from compress.utils.ssh_signatures import sign
@@ -408,14 +411,35 @@ def test_missing_ssh_keygen_stops_what_needs_it(
     assert not fresh.log.path.exists() and not fresh.objects.names() and not (tmp_path / "other").exists()
 
 
+def _register(root: Path, runs: list[Path], key: Path) -> None:
+    registry = Registry(root, key=key)
+    for run in runs:
+        registry.register(run, "reviews")
+
+
 def test_killed_and_concurrent_writers_leave_signed_lines_only(tmp_path: Path, keys: dict[str, Path]) -> None:
-    outcome = kill_writers(tmp_path, operations=14, kills=6, key=keys["ada"])
-    assert outcome.sound and outcome.confirmed >= 28
-    opened = Registry(tmp_path / "registry")
+    root, context, chance = tmp_path / "registry", multiprocessing.get_context("fork"), random.Random(0)
+    runs = [[write_run(tmp_path / f"{writer}-{n}", b"%d %d" % (writer, n)) for n in range(7)] for writer in range(2)]
+    killed = 0
+    for attempt in range(4):
+        writers = [context.Process(target=_register, args=(root, each, keys["ada"])) for each in runs]
+        for writer in writers:
+            writer.start()
+        for writer in writers if attempt < 3 else ():
+            time.sleep(chance.uniform(0.05, 0.3))
+            writer.kill()
+        for writer in writers:
+            writer.join()
+            killed += writer.exitcode == -signal.SIGKILL
+    assert killed and [writer.exitcode for writer in writers] == [0, 0]
+    opened = Registry(root)
     opened.trust.name(public(keys["ada"]), None)
     reader = LogReader("")
     for line in opened.log.lines():
         assert opened.trust.signer(reader.apply([line]).head, "") is not None
+    registered = [entry.record for entry in opened.state().entries if isinstance(entry, Registered)]
+    assert len(registered) == len(set(registered)) == 14
+    assert not [fault for fault in verify(opened) if fault.fault != "surplus"]
 
 
 def test_line_that_was_cut_short_is_removed_with_its_signature(signed: Signed) -> None:

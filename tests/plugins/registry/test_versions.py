@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from disks import mounted
 from imported import packages_imported_by
-from registry import flip_bytes, kill_writers, write_run
+from registry import flip_bytes, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
@@ -351,11 +351,6 @@ def test_missing_file_is_named_with_its_versions(registry: Registry) -> None:
     registry.objects.path(digest).unlink()
     of = ("reviews@1 model/config.json", "reviews@2 model/config.json")
     assert verify(registry) == (Fault(path=f"objects/{digest}", fault="missing", of=of),)
-
-
-def test_killed_writers_lose_no_confirmed_operations(tmp_path: Path) -> None:
-    outcome = kill_writers(tmp_path, operations=14, kills=8)
-    assert outcome.sound and outcome.confirmed == 28 and outcome.kills > 0, outcome
 
 
 def test_every_changed_byte_is_detected(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from compress.data.column_values import ColumnWriter, take_lines, take_values
 from compress.data.config import FILE_SUFFIXES, SPREADSHEET_SUFFIXES
 from compress.utils.errors import DataError
 from compress.utils.isolation import crashes
-from compress.utils.read_limits import LIMITS, parse_json, refuse_expansion
+from compress.utils.read_limits import LIMITS, parse_json, refuse_above, refuse_expansion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,6 +182,8 @@ def _no_rows(path: Path, found: str) -> DataError:
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
     for name, count in Counter(names).items():
+        subject = f"The name {name[:20]!r}... of a column"
+        refuse_above(LIMITS.column_name_characters, len(name), subject, "characters", path)
         if count > 1:
             raise DataError(f"{path.name} has the column {name!r} twice.", where=str(path))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.models.json_file import read_json
-from compress.utils.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError, first_line
 from compress.utils.read_limits import refuse_expansion
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ class GraphInput:
         sizes = [size if isinstance(axis, int) else axis for axis, size in zip(self.axes, array.shape, strict=False)]
         if array.ndim != len(self.axes) or sizes != list(self.axes):
             raise self._misfit(f"has the shape {list(array.shape)}", where)
-        return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
+        try:
+            converted = array.astype(dtype, copy=False)
+        except (ValueError, SystemError) as error:
+            # Texts of a file may hold numbers that are no characters.
+            raise self._misfit(f"cannot be read as {self.dtype} ({first_line(error)})", where) from error
+        return np.ascontiguousarray(converted).reshape(array.shape)
 
     def _misfit(self, found: str, where: str) -> DataError:
         axes = ", ".join("any" if axis is None else str(axis) for axis in self.axes)

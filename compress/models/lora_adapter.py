@@ -163,7 +163,15 @@ def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
             where=str(folder / WEIGHTS),
             expected="an adapter of other layers, or a model whose head is not tied",
         )
-    merged: PreTrainedModel = open_adapter(module, folder).merge_and_unload(safe_merge=True)
+    try:
+        merged: PreTrainedModel = open_adapter(module, folder).merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        # Infinite or NaN weights, or a scale that makes the merged ones so.
+        raise ModelError(
+            f"The adapter cannot be merged: {first_line(error)}",
+            where=str(folder),
+            expected="an adapter with which all weights are finite",
+        ) from error
     return merged
 
 

@@ -23,6 +23,7 @@ class ReadLimits:
     manifest_bytes: int = 16_000_000  # of a bundle
     safetensors_header_bytes: int = 16_000_000  # 100 bytes for each tensor
     csv_field_characters: int = 1 << 26  # so that a quote without an end does not take the memory of a whole file
+    column_name_characters: int = 1_000  # errors name all columns
     # A file may expand to this size, and to this many times its own size. Photographs expand to about 20 times.
     expanded_bytes: int = 100_000_000
     expansion: int = 100

@@ -118,6 +118,19 @@ def rows_of(columns: int) -> Change:
     return lambda content: content.replace(struct.pack("<IQQ", 2, 64, 3), struct.pack("<IQQ", 2, columns, 3))
 
 
+def no_characters(content: bytes) -> bytes:
+    """Return the arrays with a text of a number that is no character."""
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with np.load(io.BytesIO(content)) as arrays:
+        changed = dict(arrays) | {"t": np.full(1, 2**31 - 1, "<u4").view("<U1")}
+    np.savez(buffer, **changed)
+    return buffer.getvalue()
+
+
 File = tuple[str, int, str]
 """Kind of input, number of its seed, and name of the file."""
 RECIPE0 = ("recipe", 0, "recipe.yaml")
@@ -143,8 +156,10 @@ SENTENCE_BERT_CONFIG = ("sentence-modules", 0, "sentence_bert_config.json")
 CONFIG_OF_SENTENCE_MODULES = ("sentence-modules", 0, "2_Dense/config.json")
 GRAPH_INPUTS = ("graph-inputs", 1, "graph_inputs.json")
 GRAPH_INPUTS0 = ("graph-inputs", 0, "graph_inputs.json")
+ARRAYS0 = ("graph-inputs", 0, "arrays.npz")
 ARRAYS = ("graph-inputs", 1, "arrays.npz")
 README = ("model-card", 0, "README.md")
+ROWS_TSV = ("tsv", 0, "rows.tsv")
 ROWS_JSON = ("json", 0, "rows.json")
 ROWS_JSONL = ("jsonl", 0, "rows.jsonl")
 OBJECTS = ("annotations", 0, "objects.json")
@@ -270,6 +285,9 @@ CASES: dict[str, tuple[File, Change, str | None]] = {
         "pyarrow crashes",
     ),
     "a report of half a character": (REPORT, text('"recipe": "r"', '"recipe": "\\ud800r"'), "unpaired surrogate"),
+    "a column with a name of 100,000 characters": (ROWS_TSV, text("label", "label" * 20_000), "characters"),
+    "a scale of an adapter that overflows": (ADAPTER_CONFIG, fields(lora_alpha=1e40), "cannot be merged"),
+    "a text of numbers that are no characters": (ARRAYS0, no_characters, "cannot be read as"),
     "a prefix of subwords of which Rust code panics": (
         TOKENIZER2,
         text('"continuing_subword_prefix": null', '"continuing_subword_prefix": "auto"'),

@@ -163,7 +163,7 @@ def outputs(run: Path, processor: str, rows: int) -> dict[str, np.ndarray]:
         else:
             threads = 2 if processor == "2 threads" else 1
             kept = dict(predict(artifact.folder, task, examples, target, threads, SilentProgress(), "").kept)
-    if recipe.task == "feature-extraction" and len(kept) == 1:
+    if recipe.task.endswith("feature-extraction") and len(kept) == 1:
         return {VECTORS: next(iter(kept.values()))}
     return kept | ({} if (answered := answers(task, kept)) is None else {ANSWERS: answered})
 
@@ -193,12 +193,16 @@ def on_arm(folder: Path, task: Any, examples: Any) -> dict[str, np.ndarray]:
 
 
 def answers(task: Any, kept: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Return the class of each row or token, or whatever integers the task keeps, or None."""
+    """Return the class of each row or token, the text of a row, or the integers that the task keeps last, or None."""
     probabilities = task.probabilities(kept)
     if probabilities is not None:
         return np.asarray(probabilities.argmax(axis=-1))
-    integers = [values.reshape(len(values), -1) for values in kept.values() if values.dtype.kind in "iub"]
-    return np.concatenate(integers, axis=1) if integers else None
+    # Labels of words and answers are texts. References, which are texts too, are equal on all processors.
+    texts = [values for values in kept.values() if values.dtype.kind == "U"]
+    if texts:
+        return texts[0]
+    integers = [values.reshape(len(values), -1) for name, values in kept.items() if values.dtype.kind in "iub"]
+    return integers[-1] if integers else None
 
 
 def nearest_rows(vectors: np.ndarray) -> np.ndarray:
@@ -222,7 +226,9 @@ def agreement(
     if ANSWERS not in pairs:
         return Agreement(run, processor, rows, difference=difference)
     ours, theirs = pairs[ANSWERS]
-    return Agreement(run, processor, rows, theirs.size, int((ours != theirs).sum()), difference)
+    # A task fills rows of few tokens with -1.
+    given = ours.size - int((ours == -1).sum() if ours.dtype.kind == "i" else 0)
+    return Agreement(run, processor, rows, given, int((ours != theirs).sum()), difference)
 
 
 def _largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

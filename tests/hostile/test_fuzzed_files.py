@@ -172,6 +172,7 @@ CONFIG_OF_BUNDLE = ("bundle", 0, "bundle/model/config.json")
 PROVENANCE = ("provenance", 0, "provenance.json")
 LEDGER = ("search-ledger", 0, "ledger.jsonl")
 PARQUET = ("parquet", 2, "rows.parquet")
+REQUESTS = ("traffic", 0, "requests.jsonl")
 REPORT = ("report", 2, "report.json")
 BASELINE = ("baseline", 0, "baseline.json")
 HISTORY = ("night-history", 0, "history.sqlite")
@@ -288,6 +289,7 @@ CASES: dict[str, tuple[File, Change, str | None]] = {
     "a column with a name of 100,000 characters": (ROWS_TSV, text("label", "label" * 20_000), "characters"),
     "a scale of an adapter that overflows": (ADAPTER_CONFIG, fields(lora_alpha=1e40), "cannot be merged"),
     "a text of numbers that are no characters": (ARRAYS0, no_characters, "cannot be read as"),
+    "a time of 400 digits": (REQUESTS, text("12.5", "1" + "0" * 400), "no time of arrival"),
     "a prefix of subwords of which Rust code panics": (
         TOKENIZER2,
         text('"continuing_subword_prefix": null', '"continuing_subword_prefix": "auto"'),

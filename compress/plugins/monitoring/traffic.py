@@ -105,7 +105,7 @@ def _seconds(rows: Rows, line: int) -> float:
     try:
         # Numbers are seconds. Anything else must be a date in ISO 8601.
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:

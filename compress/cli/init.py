@@ -80,13 +80,10 @@ def init(
     output = output or Path(f"{name}.yaml")
     initial_model = found.of_task(task, model, folder)
     values = initial_values(name, initial_model, layout.fields, columns, target)
-    notes: list[str] = []
-    if initial_model.is_convolutional:
-        notes.append("onnx_int8: method static, because dynamic quantization leaves convolutions in float")
-        if data is None:
-            notes.append("its ranges will come from random inputs; --data names a folder with real ones, as .npz files")
+    notes = _convolution_notes(data) if initial_model.is_convolutional else []
     if layout.example is not None and _is_small(layout.example):
-        notes = _fit_to_rows(values, TASKS[task], folder)
+        notes += _fit_to_rows(values, TASKS[task], folder)
+    notes += _unused_columns(TASKS[task], [name for name in names if name not in columns.values()])
     text = full_recipe(values) if full else short_recipe(values)
     write_new_file(output, text, force)
     commands = [f"compress check {output}", f"compress run {output}"]
@@ -100,6 +97,24 @@ def init(
     for note in notes:
         show_hint(note)
     typer.echo("\n".join(["Next:", *(f"  {command}" for command in commands)]))
+
+
+def _convolution_notes(data: str | None) -> list[str]:
+    """Return notes on a graph of convolutions."""
+    notes = ["onnx_int8: method static, because dynamic quantization leaves convolutions in float"]
+    if data is None:
+        notes.append("its ranges will come from random inputs; --data names a folder with real ones, as .npz files")
+    return notes
+
+
+def _unused_columns(task: Task, unused: Sequence[str]) -> list[str]:
+    """Return a note on columns that the task does not read, which may be what the user is after."""
+    if not unused:
+        return []
+    note = f"{task.name} does not read the columns {', '.join(unused)}"
+    if task.name != "text-classification" and any(column.name == "text" for column in task.columns):
+        note += f"; for a label: --task text-classification --column label={unused[0]}"
+    return [note]
 
 
 def _is_small(path: Path) -> bool:

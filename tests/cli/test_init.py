@@ -143,6 +143,17 @@ def test_few_training_rows_get_more_epochs(rows: int, epochs: int, place: Path) 
     assert stages[0]["finetune"]["epochs"] == epochs
 
 
+def test_note_names_columns_that_the_task_does_not_read(place: Path) -> None:
+    rows = [f"a text {index},{index % 3}" for index in range(30)]
+    Path("own.csv").write_text("\n".join(["description,section", *rows, ""]))
+    written = " ".join(invoke("init", "--model", "encoder", "--data", "own.csv", "--output", "mine.yaml").output.split())
+    assert "fill-mask does not read the columns section" in written
+    option = "--task text-classification --column label=section"
+    assert option in written
+    written = " ".join(invoke(*f"init --model encoder --data own.csv --output other.yaml {option}".split()).output.split())
+    assert "text-classification" in written and "does not read" not in written
+
+
 def test_hint_for_other_columns_is_a_command_that_works(place: Path) -> None:
     lines = [f"so {number};{('gut', 'schlecht')[number % 2]}" for number in range(90)]
     (place / "k.csv").write_text("\n".join(["Kommentar;Note", *lines]) + "\n")

@@ -146,11 +146,12 @@ def test_few_training_rows_get_more_epochs(rows: int, epochs: int, place: Path) 
 def test_note_names_columns_that_the_task_does_not_read(place: Path) -> None:
     rows = [f"a text {index},{index % 3}" for index in range(30)]
     Path("own.csv").write_text("\n".join(["description,section", *rows, ""]))
-    written = " ".join(invoke("init", "--model", "encoder", "--data", "own.csv", "--output", "mine.yaml").output.split())
+    command = "init --model encoder --data own.csv".split()
+    written = " ".join(invoke(*command, "--output", "mine.yaml").output.split())
     assert "fill-mask does not read the columns section" in written
     option = "--task text-classification --column label=section"
     assert option in written
-    written = " ".join(invoke(*f"init --model encoder --data own.csv --output other.yaml {option}".split()).output.split())
+    written = invoke(*command, "--output", "other.yaml", *option.split()).output
     assert "text-classification" in written and "does not read" not in written
 
 

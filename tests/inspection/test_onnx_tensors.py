@@ -78,6 +78,19 @@ def test_bias_of_another_width_gives_no_name(tmp_path: Path) -> None:
     assert tensors_of(save(tmp_path / "m.onnx", nodes, tensors))["val_1"].name == "unnamed.val_1"
 
 
+def test_bias_that_several_modules_share_names_no_weight(tmp_path: Path) -> None:
+    # The exporter stores zeros once. Here they are the biases of two modules, and stand under the name of the first.
+    nodes = []
+    for number, module in enumerate("ab"):
+        product = helper.make_node("MatMul", [f"x{number}", f"val_{number}"], [f"y{number}"])
+        product.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'm', 'm.{module}', 'linear']")
+        nodes += [product, helper.make_node("Add", [f"y{number}", "m.a.bias"], [f"z{number}"])]
+    tensors = [tensor(f"val_{number}", np.full((4, 4), number + 1.0, np.float32)) for number in range(2)]
+    tensors.append(tensor("m.a.bias", np.zeros(4, np.float32)))
+    named = tensors_of(save(tmp_path / "m.onnx", nodes, tensors))
+    assert (named["val_0"].name, named["val_1"].name) == ("m.a.weight", "m.b.weight")
+
+
 def test_name_scopes_and_node_names_give_modules(tmp_path: Path) -> None:
     scoped = helper.make_node("MatMul", ["x", "val_1"], ["y"])
     scoped.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'm.mlp.up', 'linear_3']")

@@ -181,6 +181,9 @@ class _Names:
         """Return the module whose bias is added to the weight's product."""
         for node, _ in self.users[item.name]:
             biases = self.biases_after(node)
+            # Exporters store equal biases once, such as those of zeros, under the name of one of their modules.
+            if any(len(self.users[bias]) > len(self.users[item.name]) for bias in biases):
+                continue
             size = sum(math.prod(self.stored[bias].shape) for bias in biases)
             # The bias belongs to this weight only if it has as many elements as the product has columns.
             if biases and size in (*item.shape, node.integers.get("N")):

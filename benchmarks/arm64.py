@@ -122,10 +122,14 @@ class EmulatedArm:
                     for batch in range(len(feeds))
                 ]
 
+    def python(self) -> tuple[list[str], dict[str, str]]:
+        """Return the command of the emulated Python, and its environment."""
+        command = [self.emulator, "-cpu", self.processor, "-L", str(self.home / "root"), str(self.home / _PYTHON)]
+        return command, {"PYTHONHOME": str(self.home / "root" / "usr"), "PYTHONPATH": str(self.home / "site")}
+
     def _start(self, folder: Path, level: str, batches: int) -> None:
         files = [str(folder / name) for name in ("model.onnx", "inputs.npz", "outputs.npz")]
-        python = [self.emulator, "-cpu", self.processor, "-L", str(self.home / "root"), str(self.home / _PYTHON)]
-        environment = {"PYTHONHOME": str(self.home / "root" / "usr"), "PYTHONPATH": str(self.home / "site")}
+        python, environment = self.python()
         try:
             done = subprocess.run(
                 [*python, "-c", _RUN, *files, level, str(batches)],
@@ -136,10 +140,10 @@ class EmulatedArm:
                 env={"PATH": os.defpath, **environment},
             )
         except subprocess.TimeoutExpired as error:
-            raise StageError(f"The emulated ARM processor took more than {_SECONDS:.0f} s.") from error
+            raise StageError(f"The emulated processor took more than {_SECONDS:.0f} s.") from error
         if done.returncode:
             last_line = done.stderr.strip().splitlines()[-1:] or ["no error message"]
-            raise StageError(f"The emulated ARM processor failed: {last_line[0]}", where=self.emulator)
+            raise StageError(f"The emulated processor failed: {last_line[0]}", where=self.emulator)
 
 
 def find_emulated_arm() -> EmulatedArm | str:

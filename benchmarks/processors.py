@@ -1,11 +1,11 @@
 """Count the answers of runs that differ between processor classes.
 
-    python benchmarks/processors.py artifacts/runs/quickstart/latest artifacts/runs/names/latest --output result.json
+    python benchmarks/processors.py artifacts/runs/quickstart/latest artifacts/runs/names/latest --write
 
 Every class runs the shipped file on the same rows of the test split, in the batches of the evaluation:
 
 - `2 threads`: this processor with two threads. All others have one, as has the reference.
-- `AVX2`: this processor without its newer instructions (`as_avx2.c`), so that ONNX Runtime selects other kernels.
+- `AVX2`: an emulated Haswell, whose kernels have no VNNI and whose 8-bit products may saturate; with fewer rows.
 - `ARM`: an emulated 64-bit ARM processor (`arm64.py`), with fewer rows.
 - `WebAssembly`: ONNX Runtime's module for browsers, in Node.
 
@@ -23,20 +23,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from arm64 import EmulatedArm, find_emulated_arm
 
 from compress.utils.errors import CompressError
 
 REFERENCE = "1 thread"
 TARGETS = {REFERENCE: "cpu", "2 threads": "cpu", "AVX2": "cpu", "ARM": "cpu", "WebAssembly": "node"}
 ANSWERS, VECTORS = "answers", "vectors"
+EMULATED = ("AVX2", "ARM")
 _SECONDS = 3600
+_RESULTS = Path(__file__).parent / "results" / "processors.json"
 _HERE = Path(__file__).parent
 
 
@@ -56,32 +60,64 @@ class Agreement:
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     rows: Annotated[int, typer.Option(help="Rows of the test split.")] = 2000,
-    arm_rows: Annotated[int, typer.Option(help="Rows on the emulated ARM processor.")] = 200,
+    emulated_rows: Annotated[int, typer.Option(help="Rows on emulated processors.")] = 200,
     only: Annotated[list[str] | None, typer.Option(help="Classes. Default: all.")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON file of the results.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the results to results/.")] = False,
 ) -> None:
     """Print a table of the answers that differ."""
     results = list[Agreement]()
     with tempfile.TemporaryDirectory(prefix="compress-processors-") as folder:
-        held = restricted_environment(Path(folder))
         for run in runs:
             for processor in only or list(TARGETS)[1:]:
                 # Batches are equal, because a scale of activations may cover a batch.
-                count = min(rows, arm_rows) if processor == "ARM" else rows
-                results.append(compared(run, processor, count, held, Path(folder)))
+                count = min(rows, emulated_rows) if processor in EMULATED else rows
+                results.append(compared(run, processor, count, Path(folder)))
                 typer.echo(_line(results[-1]))
-    if output is not None:
-        output.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    if write:
+        _RESULTS.write_text(json.dumps(page(results), indent=1, ensure_ascii=False) + "\n")
 
 
-def compared(run: Path, processor: str, rows: int, held: Mapping[str, str] | str, folder: Path) -> Agreement:
+def page(results: Sequence[Agreement]) -> dict[str, Any]:
+    """Return the content of the page of results: a row for each run, a column for each class."""
+    processors = list(TARGETS)[1:]
+    cells = {(result.run, result.processor): result for result in results}
+    return {
+        "title": "Answers on other processors",
+        "order": 12,
+        "command": "python benchmarks/processors.py RUNS --write",
+        "machine": "an x86-64 processor with VNNI",
+        "measured": date.today().isoformat(),
+        "text": "Answers of the shipped file that differ from those of one thread, and in brackets the largest "
+        "difference of an output relative to their root mean square. AVX2 and ARM are emulated, with fewer rows.",
+        "tables": [
+            {
+                "columns": ["recipe", *processors],
+                "rows": [
+                    [run, *(_cell(cells.get((run, processor))) for processor in processors)]
+                    for run in dict.fromkeys(result.run for result in results)
+                ],
+                "conclusion": "Two threads return the same bytes as one. Other processors sum floats in another order, "
+                "and a last bit can move a value to the next integer of the following layer.",
+            }
+        ],
+    }
+
+
+def _cell(result: Agreement | None) -> str:
+    if result is None:
+        return "-"
+    if result.skipped is not None:
+        return f"skipped: {result.skipped.rstrip('.')}"
+    if result.differing is None:
+        return f"no answers ({result.difference:.0e})"
+    return f"{result.differing} of {result.answers:,} ({result.difference:.0e})"
+
+
+def compared(run: Path, processor: str, rows: int, folder: Path) -> Agreement:
     """Run a class and the reference on the same rows, and compare them."""
     name = run.parent.name if run.name == "latest" else run.name
-    if processor == "AVX2" and isinstance(held, str):
-        return Agreement(name, processor, skipped=held)
-    reference = predictions(run, REFERENCE, rows, {}, folder)
-    variables = held if processor == "AVX2" and not isinstance(held, str) else {}
-    other = reference if isinstance(reference, str) else predictions(run, processor, rows, variables, folder)
+    reference = predictions(run, REFERENCE, rows, folder)
+    other = reference if isinstance(reference, str) else predictions(run, processor, rows, folder)
     if isinstance(reference, str) or isinstance(other, str):
         return Agreement(name, processor, skipped=str(other))
     return agreement(name, processor, reference, other)
@@ -95,33 +131,14 @@ def _line(result: Agreement) -> str:
     return f"{start} {result.rows:>5} rows  {differing:<32} outputs differ by up to {result.difference:.1e}"
 
 
-def restricted_environment(folder: Path) -> Mapping[str, str] | str:
-    """Return the variables that restrict a process to AVX2, or the reason why that is impossible."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return "there is no C compiler"
-    library = folder / "as_avx2.so"
-    command = [compiler, "-O2", "-shared", "-fPIC", str(_HERE / "as_avx2.c"), "-o", str(library)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        return "as_avx2.c does not compile for this processor"
-    features = "from compress.utils.environment import features; print(*features())"
-    held = {"LD_PRELOAD": str(library)}
-    run = subprocess.run(
-        [sys.executable, "-c", features], env={**os.environ, **held}, capture_output=True, text=True, check=False
-    )
-    return held if run.returncode == 0 and "avx512f" not in run.stdout.split() else "CPUID does not fault here"
-
-
-def predictions(
-    run: Path, processor: str, rows: int, variables: Mapping[str, str], folder: Path
-) -> dict[str, np.ndarray] | str:
+def predictions(run: Path, processor: str, rows: int, folder: Path) -> dict[str, np.ndarray] | str:
     """Return the outputs that a process of a class kept, or the reason why there are none."""
     file = folder / f"{hashlib.sha256(f'{run}/{processor}/{rows}'.encode()).hexdigest()}.npz"
     command = [sys.executable, "-c", "import processors; processors.work()", run, processor, rows, file]
     path = os.pathsep.join(filter(None, [str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]))
     process = None if file.exists() else subprocess.run(
         [str(part) for part in command],
-        env={**os.environ, "PYTHONPATH": path, **variables},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=_SECONDS, check=False,
     )  # fmt: skip
     if process is not None and process.returncode:
@@ -158,8 +175,8 @@ def outputs(run: Path, processor: str, rows: int) -> dict[str, np.ndarray]:
         examples = encode_for_model(
             artifact.folder, task, table.slice(0, rows), recipe.data.max_length, recipe.evaluation
         )
-        if processor == "ARM":
-            kept = on_arm(artifact.folder, task, examples)
+        if processor in EMULATED:
+            kept = emulated(processor, artifact.folder, task, examples)
         else:
             threads = 2 if processor == "2 threads" else 1
             kept = dict(predict(artifact.folder, task, examples, target, threads, SilentProgress(), "").kept)
@@ -168,10 +185,9 @@ def outputs(run: Path, processor: str, rows: int) -> dict[str, np.ndarray]:
     return kept | ({} if (answered := answers(task, kept)) is None else {ANSWERS: answered})
 
 
-def on_arm(folder: Path, task: Any, examples: Any) -> dict[str, np.ndarray]:
-    """Return the outputs of a graph that the emulated ARM processor runs, in the same batches."""
+def emulated(processor: str, folder: Path, task: Any, examples: Any) -> dict[str, np.ndarray]:
+    """Return the outputs of a graph that an emulated processor runs, in the same batches."""
     import onnx
-    from arm64 import find_emulated_arm
 
     from compress.formats.generation.decoder import feeder
     from compress.formats.onnx.model import find_graphs
@@ -179,17 +195,34 @@ def on_arm(folder: Path, task: Any, examples: Any) -> dict[str, np.ndarray]:
     from compress.formats.targets import find_target
     from compress.tasks.tokens import by_length, keep_all
 
-    arm = find_emulated_arm()
-    if isinstance(arm, str):
-        raise SystemExit(arm)
+    emulator = find_haswell() if processor == "AVX2" else find_emulated_arm()
+    if isinstance(emulator, str):
+        raise SystemExit(emulator)
     graphs = find_graphs(folder)
     if len(graphs) != 1:
         raise SystemExit("a model of several graphs")
     feed = feeder(get_runtime("onnxruntime").open(folder, find_target("cpu"), 1), str(folder))
     batches = by_length(examples, 1 if examples.full_call else task.batch_size)
     feeds = [feed(examples.batch(indices)) for indices in batches]
-    answered = iter(arm.run(onnx.load(graphs[0]), feeds, optimize=True))
+    answered = iter(emulator.run(onnx.load(graphs[0]), feeds, optimize=True))
     return dict(keep_all(task, examples, batches, lambda indices: next(answered)))
+
+
+@dataclass(frozen=True)
+class EmulatedHaswell(EmulatedArm):
+    """The Python of this process on an emulated x86 processor without AVX-512 and VNNI."""
+
+    def python(self) -> tuple[list[str], dict[str, str]]:
+        """Return the command of the emulated Python, and its environment."""
+        return [self.emulator, "-cpu", self.processor, sys.executable, "-P"], {"OMP_NUM_THREADS": "1"}
+
+
+def find_haswell() -> EmulatedHaswell | str:
+    """Return the emulator, or the reason why there is none."""
+    emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+    if emulator is None:
+        return "qemu-x86_64 is not on PATH (Debian: apt-get install qemu-user)"
+    return EmulatedHaswell(emulator, Path(), "Haswell")
 
 
 def answers(task: Any, kept: Mapping[str, np.ndarray]) -> np.ndarray | None:

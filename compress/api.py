@@ -135,7 +135,7 @@ def evaluate(
         parts, notes = session.parts() if by_slice else ([], [])
         for note in filter(None, [session.examples(name).note, *notes]):
             shown.note(note)
-        return [
+        rows = [
             *session.accuracies(parts),
             *generation_evals.generations(session)[0],
             *generation_evals.choices(session),
@@ -143,6 +143,14 @@ def evaluate(
             *generation_evals.similarities(session),
             *generation_evals.judgements(session, parts),
         ]
+    if not rows:
+        raise InputError(
+            f"A model of {loaded.task.name} has no metric of its own.",
+            where=str(artifact),
+            expected="a model whose task has metrics",
+            hint="the report of its run compares it with the original; a recipe with a `task` measures accuracy",
+        )
+    return rows
 
 
 def load(

@@ -146,7 +146,7 @@ def test_few_training_rows_get_more_epochs(rows: int, epochs: int, place: Path) 
 def test_note_names_columns_that_the_task_does_not_read(place: Path) -> None:
     rows = [f"a text {index},{index % 3}" for index in range(30)]
     Path("own.csv").write_text("\n".join(["description,section", *rows, ""]))
-    command = "init --model encoder --data own.csv".split()
+    command = ["init", "--model", "encoder", "--data", "own.csv"]
     written = " ".join(invoke(*command, "--output", "mine.yaml").output.split())
     assert "fill-mask does not read the columns section" in written
     option = "--task text-classification --column label=section"

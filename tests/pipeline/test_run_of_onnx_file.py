@@ -14,6 +14,7 @@ import tiny_run
 import yaml
 from recurrent_graph import recurrent
 
+import compress
 from compress.pipeline.artifact import find_artifact
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
@@ -63,6 +64,9 @@ def test_graph_without_task_is_compared_with_original(tmp_path: Path) -> None:
     assert CachedStages(read, tmp_path, artifacts)("onnx_int8")
     # The quantized graph can be opened as an artifact.
     assert len(find_artifact(done.folder, None).examples(SilentProgress())) == 24
+    with pytest.raises(InputError, match="A model of graph-agreement has no metric of its own") as failure:
+        compress.evaluate(done.folder)
+    assert "compares it with the original" in str(failure.value)
 
 
 def test_float16_graph_is_rejected_and_graph_with_branches_is_compressed(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def find_app_type(task: str, model: Path | None = None) -> AppType:
             f"There is no app for a model of {task}.",
             where="task",
             expected=f"one of {', '.join(available)}",
-            hint=f"give the task app_steps, which are {' or '.join(map(' and '.join, APP_TYPES))}",
+            hint="name the task in the recipe, and put config.json and the processor's files beside a bare graph; "
+            "a task of a plug-in states `app_steps`",
         )
     return APP_TYPES[steps]

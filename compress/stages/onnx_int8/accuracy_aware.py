@@ -78,10 +78,9 @@ class FallbackSearch:
         """Return the decision in one line."""
         metric = f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f})"
         error = f"RMS error {1 - self.merit:.4f} on training examples (at most {1 - self.floor:.4f})"
-        return (
-            f"{error if self.by_error else metric} with "
-            f"{len(self.kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations"
-        )
+        # The layers are judged one by one only if the model with all of them in INT8 fails.
+        kept = f"{len(self.kept)} of {len(self.damages)} layers" if self.damages else "no layer"
+        return f"{error if self.by_error else metric} with {kept} in float, {self.evaluations} evaluations"
 
 
 def search(

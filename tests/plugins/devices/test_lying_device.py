@@ -76,7 +76,8 @@ def test_impossible_result_is_an_error_about_the_device(truthful: LyingHost, wha
 def test_changed_results_end_with_a_result_or_an_error(truthful: LyingHost) -> None:
     ends, problems = lie(truthful.folder, make_examples(60), mutations=80, seed=1)
     assert problems == []
-    assert ends["DeviceError"] > 20 and ends["a result"] > 0
+    # Few changed results, or none, remain valid; `lie` measures an unchanged one before.
+    assert ends["DeviceError"] > 20 and ends["DeviceError"] + ends["a result"] == 80
 
 
 @pytest.mark.parametrize(

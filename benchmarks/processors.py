@@ -89,6 +89,7 @@ def page(results: Sequence[Agreement]) -> dict[str, Any]:
         "measured": date.today().isoformat(),
         "text": "Answers of the shipped file that differ from those of one thread, and in brackets the largest "
         "difference of an output relative to their root mean square. AVX2 and ARM are emulated, with fewer rows.",
+        "page": "results/processors.md",
         "tables": [
             {
                 "columns": ["recipe", *processors],

@@ -162,13 +162,16 @@ def read_case(target: Target, folder: Path) -> bool:
 
 def timed(target: Target, folder: Path) -> tuple[bool, BaseException | None]:
     """Return whether a folder was accepted, and what the reader raised that it may not; `HangError` after the limit."""
+    from compress.utils.errors import panics_as_errors
+
     try:
         signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS)
         try:
-            return read_case(target, folder), None
+            with panics_as_errors():
+                return read_case(target, folder), None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except BaseException as error:  # noqa: BLE001, whatever a reader raises is recorded, also a panic of Rust code
+    except (Exception, HangError) as error:  # noqa: BLE001, whatever a reader raises is recorded
         return False, error
 
 

@@ -1,7 +1,7 @@
 """Log of a registry: lines `CHECK JSON`, where CHECK is the SHA-256 of the previous check and of the rest of the line.
 
 A changed byte can thus be distinguished from a truncated line, and one equal check shows that a log is the beginning
-of another. In a signed log, a line is `CHECK JSON SIGNATURE`; `Head` says what is signed.
+of another. In a signed log, a line is `CHECK JSON SIGNATURE`; `LogHead` says what is signed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def split_signature(body: bytes) -> tuple[bytes, bytes]:
 
 
 @dataclass(frozen=True)
-class Head:
+class LogHead:
     """Last line of a log, after a line with the check ``previous``; ``number`` is 0 if there is no line."""
 
     number: int = 0
@@ -85,9 +85,9 @@ def signed_text(number: int, previous: bytes, entry: bytes) -> bytes:
     return b"compress registry, line %d: %s\n" % (number, line_check(previous, entry))
 
 
-def head_of(lines: list[bytes]) -> Head:
+def head_of(lines: list[bytes]) -> LogHead:
     """Return the last of the lines of a log, whose checks were compared."""
-    return Head(len(lines), lines[-2][:64] if len(lines) > 1 else b"", lines[-1]) if lines else Head()
+    return LogHead(len(lines), lines[-2][:64] if len(lines) > 1 else b"", lines[-1]) if lines else LogHead()
 
 
 class LogReader:
@@ -99,7 +99,7 @@ class LogReader:
     def __init__(self, where: str) -> None:
         self.where = where
         self.state = State()
-        self.head = Head()
+        self.head = LogHead()
 
     def apply(self, lines: Iterable[bytes]) -> Self:
         """Check lines and apply their entries to the state."""
@@ -122,7 +122,7 @@ class LogReader:
                 self.state.apply(entry)
             except ValueError as error:
                 raise self.damaged(str(error)) from error
-            self.head = Head(self.head.number + 1, self.head.check, line)
+            self.head = LogHead(self.head.number + 1, self.head.check, line)
         return self
 
     def _refuse_newer(self, body: bytes) -> None:
@@ -185,7 +185,7 @@ class Log:
         return self._reader.state
 
     @property
-    def head(self) -> Head:
+    def head(self) -> LogHead:
         """Return the last line that was read."""
         return self._reader.head
 

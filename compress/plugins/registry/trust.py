@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compress.plugins.registry.log import LOCK, Head, LogSigner, head_of
+from compress.plugins.registry.log import LOCK, LogHead, LogSigner, head_of
 from compress.report.run_folder import write_atomically
 from compress.utils.errors import InputError, UntrustedError
 from compress.utils.ssh_signatures import (
@@ -73,7 +73,7 @@ class Trust:
         """Return the fingerprint of each key that may sign."""
         return fingerprints(self._signers.read_text(encoding="utf-8"))
 
-    def signer(self, head: Head, where: str, signer: Path | None = None) -> str | None:
+    def signer(self, head: LogHead, where: str, signer: Path | None = None) -> str | None:
         """Return the fingerprint of the key that signed a log up to its last line, or None for a log without signature.
 
         Args:
@@ -101,7 +101,7 @@ class Trust:
             hint="whoever keeps the registry looks at its history and signs it: compress registry sign KEY",
         )
 
-    def check(self, head: Head, where: str) -> None:
+    def check(self, head: LogHead, where: str) -> None:
         """Raise `UntrustedError` unless the keys that were named signed a log. Everything passes if there are none."""
         if self.signers is not None:
             self.signer(head, where)
@@ -157,7 +157,7 @@ class Trust:
         return int(match[1]), match[2]
 
 
-def log_signer(head: Head, trust: Trust, key: Path | None, where: str, endorse: bool = False) -> LogSigner | None:
+def log_signer(head: LogHead, trust: Trust, key: Path | None, where: str, endorse: bool = False) -> LogSigner | None:
     """Return the function that signs the next lines of a log, or None for a registry without signatures.
 
     Args:
@@ -190,7 +190,7 @@ def log_signer(head: Head, trust: Trust, key: Path | None, where: str, endorse: 
     return lambda text: sign(text, key, NAMESPACE)
 
 
-def _check_present(head: Head, trust: Trust, own_signature: bytes, where: str) -> None:
+def _check_present(head: LogHead, trust: Trust, own_signature: bytes, where: str) -> None:
     """Raise an error unless the present lines are signed, since a signature of the next line would cover them.
 
     Without named keys, only the writer's own key counts.

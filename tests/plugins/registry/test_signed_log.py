@@ -23,7 +23,7 @@ from ssh_keys import new_key
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.plugins.registry.log import LOG, Head, LogReader, line_check, split_signature
+from compress.plugins.registry.log import LOG, LogHead, LogReader, line_check, split_signature
 from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote, fetch, pull_remote, push, verify_remote
@@ -158,7 +158,7 @@ def with_signatures_of_the_rewritten_lines(signed: Signed) -> list[bytes]:
 def with_signature_for_another_kind_of_file(signed: Signed) -> list[bytes]:
     lines = signed.lines()
     entry = json.dumps(FORGED).encode()
-    text = Head(len(lines) + 1, lines[-1][:64], b" " * 65 + entry).signed_text
+    text = LogHead(len(lines) + 1, lines[-1][:64], b" " * 65 + entry).signed_text
     signature = sign(text, signed.keys["ada"], "compress-provenance")
     return chained([line[65:] for line in lines] + [entry + b" " + signature])
 
@@ -522,8 +522,8 @@ def test_bytes_that_are_no_signature_damage_the_line(signed: Signed) -> None:
     head, last = LogReader("").apply(lines).head, lines[-1]
     assert last.endswith(b"==") and signed.copy.trust.signer(head, "") is not None
     with pytest.raises(UntrustedError, match="The signature was changed"):
-        signed.copy.trust.signer(Head(head.number, head.previous, last[:-3] + bytes([last[-3] + 1]) + b"=="), "")
-    assert Head().signature == b"" and not Head().number
+        signed.copy.trust.signer(LogHead(head.number, head.previous, last[:-3] + bytes([last[-3] + 1]) + b"=="), "")
+    assert LogHead().signature == b"" and not LogHead().number
 
 
 def command(*arguments: object, code: int = 0) -> str:

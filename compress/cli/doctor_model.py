@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from compress.cli.output import Finding
+from compress.formats.onnx.graph_reader import CONVOLUTIONS
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
 from compress.inspection.activation_clipping import Saturation, find_saturation, transcription_calls
-from compress.inspection.integer_kernels import CONVOLUTIONS, WeightedKernel, read_kernels
+from compress.inspection.integer_kernels import WeightedKernel, read_kernels
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.artifact import find_artifact, has_recipe
 from compress.report.run_folder import MODEL

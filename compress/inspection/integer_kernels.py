@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import constant
+from compress.formats.onnx.graph_reader import CONVOLUTIONS
 from compress.formats.onnx.runtimes.profile import original_name, write_optimized
 
 INTEGER = frozenset(
@@ -18,7 +19,6 @@ INTEGER = frozenset(
     )
 )
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention")
-CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
 _ONLY_WEIGHTS = "its weights are dequantized in each call because its input is float"
 _STATIC = "onnx_int8: {method: static}"

@@ -26,7 +26,7 @@ INTEGER_OPERATORS = (
     *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 )
 """Operators that identify a quantized graph."""
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _MAX_SIZE = (1 << 63) - 1
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
 """Field numbers of float_data, int32_data, string_data, int64_data, raw_data, double_data and uint64_data."""

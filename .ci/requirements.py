@@ -20,8 +20,8 @@ FOLDER = ROOT / ".ci" / "requirements"
 CONSTRAINTS = ROOT / "constraints.txt"
 UV = "uv==0.13.9"
 PYTHON = "3.11.7"
-BUILD = ("setuptools",)
-"""Packages that build others from source, which are installed first."""
+BUILD = "setuptools\nsetuptools-scm\n"
+"""Packages that build others from source, which are installed first. The second one gives seqeval its version."""
 APART = (
     "jaxlib", "litert-converter", "ray", "openvino", "xllamacpp", "executorch", "ai-edge-litert", "coremltools",
     "onnxruntime-genai", "pandas", "antlr4-python3-runtime", "rouge-score", "seqeval",
@@ -42,7 +42,7 @@ def main() -> None:
         uv = f"{folder}/bin/uv"
         if "--upgrade" in sys.argv[1:]:
             newest = _compile(uv, "--extra", "dev", *_limits())
-            names = newest.keys() - {*BUILD, "six"}
+            names = newest.keys() - {"setuptools", "six"}
             lines = [f"{name}=={newest[name][0].removesuffix('+cpu')}\n" for name in sorted(names)]
             CONSTRAINTS.write_text("".join(lines))
         pinned = ("--constraint", str(CONSTRAINTS))
@@ -52,32 +52,40 @@ def main() -> None:
                 "torch has no build for CPUs here: name its index in UV_EXTRA_INDEX_URL, or a folder in UV_FIND_LINKS"
             )
         core = _compile(uv, *pinned).keys()
+        build = _compile(uv, *pinned, source="-", content=BUILD)
         with_cuda = _compile(uv, "--extra", "dev", *pinned, links=False)
     FOLDER.mkdir(exist_ok=True)
-    parts = {"build": {*BUILD}, "torch-cpu": {*TORCH}, "core": core - {*BUILD, *TORCH}, "apart": {*APART}}
-    parts["rest"] = everything.keys() - set().union(*parts.values())
+    parts = {"torch-cpu": {*TORCH}, "core": core - build.keys() - {*TORCH}, "apart": {*APART}}
+    parts["rest"] = everything.keys() - build.keys() - set().union(*parts.values())
+    _write(FOLDER / "build.txt", build)
     for part, names in parts.items():
         _write(FOLDER / f"{part}.txt", {name: everything[name] for name in sorted(names)})
     names = {*TORCH} | (with_cuda.keys() - everything.keys())
     _write(FOLDER / "torch-cuda.txt", {name: with_cuda[name] for name in sorted(names)})
 
 
-def _compile(uv: str, *options: str, links: bool = True) -> Requirements:
-    """Return what uv resolves for pyproject.toml.
+def _compile(
+    uv: str, *options: str, links: bool = True, source: str = "pyproject.toml", content: str | None = None
+) -> Requirements:
+    """Return what uv resolves.
 
     Args:
         uv: The program.
         options: Its further options.
         links: Whether further indexes and folders of wheels count, in which builds for CPUs lie.
+        source: File with the requirements, or `-` for the content.
+        content: Lines of requirements.
     """
     variables = {name: value for name, value in os.environ.items() if links or not name.startswith("UV_")}
     if links and "PIP_FIND_LINKS" in variables:
         variables.setdefault("UV_FIND_LINKS", variables["PIP_FIND_LINKS"])
     command = [
-        uv, "pip", "compile", "pyproject.toml", "--quiet", "--generate-hashes", "--no-header", "--no-annotate",
+        uv, "pip", "compile", source, "--quiet", "--generate-hashes", "--no-header", "--no-annotate",
         "--python-version", PYTHON, *options,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, input=content, stdout=subprocess.PIPE, text=True, check=True
+    )
     requirements: Requirements = {}
     for name, version, hashes in re.findall(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=\S+)*)", done.stdout, re.MULTILINE):
         requirements[name] = version, re.findall(r"--hash=(\S+)", hashes)

@@ -51,7 +51,6 @@ def run(
         write(tracked_run(finished.report, finished.folder), track, loaded.name)
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
-    from compress.tasks.registry import TASKS
 
     if json_:
         typer.echo(finished.report.to_json(), nl=False)
@@ -67,8 +66,7 @@ def run(
         name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
         console = Console(stderr=True, highlight=False)
         # A terminal wraps lines between words; in a file the text stays on one line.
-        app = TASKS[loaded.task].app_steps is not None
-        line = closing_line(finished.report, finished.folder, name, app)
+        line = closing_line(finished.report, finished.folder, name)
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
     if finished.report.missed:
         raise typer.Exit(1)

@@ -61,7 +61,7 @@ class LoadedModel:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Return the names of the values of one input, such as `question` and `context`."""
-        return tuple(column.name for column in self.task.raw_columns)
+        return self.task.input_names(self._processor)
 
     def predict(self, inputs: Any, max_new_tokens: int = 64) -> list[Any]:
         """Return the prediction for each input, in the form of transformers' pipelines.
@@ -121,9 +121,14 @@ class LoadedModel:
         tokens = list(written_tokens(decoder, ids, room, end_tokens(self.folder)))
         return str(self._processor.decode(tokens, skip_special_tokens=True))
 
+    @property
+    def _column_names(self) -> tuple[str, ...]:
+        """Return the names of the data columns. Arrays of a graph are one column, however many inputs it has."""
+        return tuple(column.name for column in self.task.raw_columns)
+
     def _rows(self, inputs: Any) -> pa.Table:
         """Return raw inputs as rows. Raises `DataError`."""
-        columns, names = self.task.raw_columns, self.input_names
+        columns, names = self.task.raw_columns, self._column_names
         is_single = isinstance(inputs, str | bytes | Path | Mapping) or not isinstance(inputs, Iterable)
         # A tuple is one input of a task with several values, such as a pair of texts, and otherwise a list of inputs.
         if is_single or (len(columns) > 1 and isinstance(inputs, tuple)) or _is_array(inputs):
@@ -145,7 +150,7 @@ class LoadedModel:
 
     def _fields(self, item: Any) -> Mapping[str, Any] | None:
         """Return the values of one input by the names of their columns, or None if their number is wrong."""
-        names = self.input_names
+        names = self._column_names
         if len(names) == 1 and not (isinstance(item, Mapping) and set(item) == set(names)):
             return {names[0]: item}
         if isinstance(item, Mapping):

@@ -171,6 +171,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         results = [runner.results[label] for label in recipe.labels()]
         report = Report(
             recipe=recipe.name,
+            task=recipe.task,
             description=recipe.description,
             started=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - began,

@@ -11,6 +11,7 @@ from rich.text import Text
 from compress.report.headline import verdict
 from compress.report.rows import (
     approximate_mark,
+    has_app,
     limit_bound,
     limit_result,
     limit_state,
@@ -112,14 +113,13 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> tuple[str,
     return value, f"{row.value / baseline.value:.2%}"
 
 
-def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> str:
+def closing_line(report: Report, folder: Path, name: str) -> str:
     """Return the folder of a run's report and model, and a next step.
 
     Args:
         report: Report of the run.
         folder: Folder of the run.
         name: Name that finds the run again in other commands.
-        app: Whether the task of the model has an app.
     """
     contents = f"{folder} has report.html and model/."
     if report.unmeasured:
@@ -130,5 +130,6 @@ def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> s
             summary = f"No target of the recipe could run the model here{cause}; {measured}."
             return f"{summary} {contents} Next: compress targets"
         return f"Nothing could be run here{cause}; only sizes are measured. {contents} Next: compress targets"
-    bundle = f"compress bundle {name} --target desktop --output app, or " if app and not report.missed else ""
+    offers_bundle = has_app(report) and not report.missed
+    bundle = f"compress bundle {name} --target desktop --output app, or " if offers_bundle else ""
     return f"{contents} Next: {bundle}compress compare {name}, which shows what changed against the baseline"

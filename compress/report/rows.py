@@ -25,6 +25,7 @@ from compress.results.report import (
     StageRecord,
     StageTable,
 )
+from compress.tasks.registry import TASKS
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -90,6 +91,12 @@ _WARNING = re.compile(
     r"|no VNNI|larger than|hardly smaller|contradict|[Nn]o licence"
 )
 """Words of notes that make a number or the model questionable. Other notes say how something was measured."""
+
+
+def has_app(report: Report) -> bool:
+    """Return whether `compress bundle` takes the model. It does unless the task is known to have no app."""
+    task = TASKS.get(report.task)
+    return task is None or task.app_steps is not None
 
 
 def notes_by_severity(report: Report) -> dict[str, list[str]]:

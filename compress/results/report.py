@@ -320,6 +320,7 @@ class Report(FrozenRecord):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     recipe: str
+    task: str = ""
     environment: dict[str, Any] = {}
     stages: tuple[StageRecord, ...] = ()
     measurements: tuple[Measurement, ...] = ()

@@ -60,6 +60,16 @@ class GraphAgreement(Task):
             hint="give a checkpoint's recipe the task that it is for",
         )
 
+    def input_names(self, processor: Processor) -> tuple[str, ...]:
+        """Return the names of the graph's inputs.
+
+        Args:
+            processor: Inputs of the graph.
+        """
+        if isinstance(processor, GraphInputs):
+            return tuple(graph_input.name for graph_input in processor.inputs)
+        return super().input_names(processor)
+
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return one call of the graph per row. Raises `DataError` for arrays that the graph does not accept.
 

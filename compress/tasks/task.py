@@ -428,6 +428,14 @@ class Task(Protocol):
         """Return the columns of a raw input, which a user gives to a model. The others hold expected outputs."""
         return tuple(column for column in self.columns if column.is_input and not column.optional)
 
+    def input_names(self, processor: Processor) -> tuple[str, ...]:
+        """Return the names of the values of one raw input, such as `question` and `context`.
+
+        Args:
+            processor: Processor of the model.
+        """
+        return tuple(column.name for column in self.raw_columns)
+
     def raw_examples(
         self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int
     ) -> Examples:

@@ -20,6 +20,8 @@ from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import run
 from compress.recipe.loading import read_recipe
+from compress.report.console import closing_line
+from compress.report.pages import html_page
 from compress.results.report import Report
 from compress.utils.errors import InputError, RecipeError, StageError
 from compress.utils.progress import SilentProgress
@@ -67,6 +69,18 @@ def test_graph_without_task_is_compared_with_original(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="A model of graph-agreement has no metric of its own") as failure:
         compress.evaluate(done.folder)
     assert "compares it with the original" in str(failure.value)
+    model = compress.load(done.folder / "model")
+    (name,) = [entry.name for entry in quantized.graph.input]
+    assert model.input_names == (name,)
+    array = np.zeros((2, *[axis.dim_value for axis in quantized.graph.input[0].type.tensor_type.shape.dim[1:]]), "f4")
+    (by_name,), (by_place,) = model.predict({name: array}), model.predict(array)
+    assert by_name.keys() == by_place.keys() and all((by_name[key] == by_place[key]).all() for key in by_name)
+    # No app reads the outputs of a graph without a task, so none is offered.
+    for text in (closing_line(done.report, done.folder, "x"), (done.folder / "report.html").read_text()):
+        assert "compress bundle" not in text
+    report = done.report.model_copy(update={"task": "image-classification"})
+    for text in (closing_line(report, done.folder, "x"), html_page(report)):
+        assert "compress bundle" in text
 
 
 def test_float16_graph_is_rejected_and_graph_with_branches_is_compressed(tmp_path: Path) -> None:

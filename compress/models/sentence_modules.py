@@ -59,12 +59,16 @@ Step = Dense | Normalize
 
 @dataclass(frozen=True, eq=False)
 class SentenceModules:
-    """Pooling by ``modes``, followed by ``steps``. ``configs`` are the unchanged files of ``CONFIGS``."""
+    """Pooling by ``modes``, followed by ``steps``. ``configs`` are the unchanged files of ``CONFIGS``.
+
+    A ``static`` model has one vector per token, and sentence-transformers pools them in the same module.
+    """
 
     width: int
     modes: tuple[str, ...] = ("mean",)
     steps: tuple[Step, ...] = ()
     configs: Mapping[str, bytes] = field(default_factory=dict)
+    static: bool = False
 
     @property
     def dimensions(self) -> int:
@@ -112,17 +116,19 @@ class SentenceModules:
         if config.get("max_seq_length") is None or config["max_seq_length"] > longest:
             config["max_seq_length"] = longest
         files = {**self.configs, CONFIGS[0]: _json(config)}
-        kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
+        first = ["StaticEmbedding"] if self.static else ["Transformer", "Pooling"]
+        kinds = [*first, *(type(step).__name__ for step in self.steps)]
         paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
-        # Module 0 is the transformer in the folder itself; the others have folders of their own.
+        # Module 0 is the model in the folder itself; the others have folders of their own.
         modules = enumerate(zip(kinds, paths, strict=True))
         files[MODULES] = _json(
             [{"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{kind}"} for i, (kind, path) in modules]
         )
-        # Older versions of sentence-transformers only read the boolean keys.
-        pooling_modes = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
-        files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **pooling_modes})
-        for step, path in zip(self.steps, paths[2:], strict=True):
+        if not self.static:
+            # Older versions of sentence-transformers only read the boolean keys.
+            pooling_modes = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
+            files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **pooling_modes})
+        for step, path in zip(self.steps, paths[len(first) :], strict=True):
             if isinstance(step, Dense):
                 names = {word: path for path, word in _ACTIVATIONS.items()}
                 out_features, in_features = step.weight.shape
@@ -159,10 +165,19 @@ def _read_modules(folder: Path) -> SentenceModules:
         ) from error
     kinds = [str(entry["type"]).rpartition(".")[2] for entry in entries]
     # Everything after pooling is optional.
-    if kinds[:2] != ["Transformer", "Pooling"]:
-        raise _unknown(folder / MODULES, f"modules {', '.join(kinds)}", "Transformer, then Pooling, then any others")
-    modes, width = _pooling(_below(folder, entries[1]) / "config.json")
-    steps = [_read_step(kind, _below(folder, entry)) for kind, entry in zip(kinds[2:], entries[2:], strict=True)]
+    static = kinds[:1] == ["StaticEmbedding"]
+    if not static and kinds[:2] != ["Transformer", "Pooling"]:
+        expected = "Transformer and Pooling, or StaticEmbedding, then any others"
+        raise _unknown(folder / MODULES, f"modules {', '.join(kinds)}", expected)
+    modes, width = (
+        (("mean",), read_json(folder / "config.json")["hidden_size"])
+        if static
+        else _pooling(_below(folder, entries[1]) / "config.json")
+    )
+    later = 1 if static else 2
+    steps = [
+        _read_step(kind, _below(folder, entry)) for kind, entry in zip(kinds[later:], entries[later:], strict=True)
+    ]
     # Each dense layer must accept the size that the previous module returns.
     dimensions = width * len(modes)
     for step in steps:
@@ -178,7 +193,7 @@ def _read_modules(folder: Path) -> SentenceModules:
             raise ModelError(
                 f"The max_seq_length of {name} is {length!r:.40}.", where=str(folder / name), expected="a number"
             )
-    return SentenceModules(width, modes, tuple(steps), configs)
+    return SentenceModules(width, modes, tuple(steps), configs, static)
 
 
 def _below(folder: Path, entry: Mapping[str, Any]) -> Path:

@@ -14,6 +14,7 @@ CORE_STAGES: Mapping[str, str] = {
     "sparsify_gradually": "compress.stages.sparsify.stages:SparsifyGradually",
     "sparsify_decoder": "compress.stages.sparsify.stages:SparsifyDecoder",
     "trim_vocabulary": "compress.stages.trim_vocabulary:TrimVocabulary",
+    "static_embeddings": "compress.stages.static_embeddings.stage:StaticEmbeddings",
     "reduce_dimensions": "compress.stages.reduce_dimensions:ReduceDimensions",
     "qat": "compress.stages.qat.stage:Qat",
     "onnx_int8": "compress.stages.onnx_int8.stage:OnnxInt8",

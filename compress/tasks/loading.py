@@ -104,6 +104,9 @@ def load_by(
     from compress.models.model import TorchModel
     from compress.models.transformer_pruning import is_pruned, load_pruned
 
+    from compress.models.static_model import register_static_models
+
+    register_static_models()
     directory, cls = origin.directory, getattr(transformers, auto)
     if float_only:
         refuse_quantized(directory)

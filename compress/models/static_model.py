@@ -1,0 +1,106 @@
+"""Static models: one vector per token, pooled by their mean, with an optional classifier.
+
+transformers has no such architecture, so these classes are registered with its auto classes. The folder has the layout
+of model2vec, which sentence-transformers reads as `StaticEmbedding`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+
+from compress.numerics.pooling import pool
+
+
+@strict
+class StaticConfig(PreTrainedConfig):
+    """Config of a static model. ``head_size`` is the width of the classifier's hidden layer, 0 for none."""
+
+    model_type = "model2vec"
+
+    vocab_size: int = 30522
+    hidden_size: int = 256
+    num_hidden_layers: int = 0
+    head_size: int = 0
+    normalize: bool = True
+    pad_token_id: int | None = 0
+    unk_token_id: int | None = None
+
+
+class StaticPreTrainedModel(PreTrainedModel):
+    """Base class of static models."""
+
+    config_class = StaticConfig
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+class StaticModel(StaticPreTrainedModel):
+    """One vector per token, whatever the other tokens are. The unknown token's is zero."""
+
+    def __init__(self, config: StaticConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.unk_token_id)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token vectors."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token vectors."""
+        self.embeddings = value
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> BaseModelOutput:
+        """Return the vectors of the tokens [B, L, D]."""
+        return BaseModelOutput(last_hidden_state=self.embeddings(input_ids))
+
+
+class StaticForSequenceClassification(StaticModel):
+    """Classifier of the mean of the token vectors: linear, or with one hidden layer."""
+
+    def __init__(self, config: StaticConfig) -> None:
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.head_size) if config.head_size else None
+        self.classifier = nn.Linear(config.head_size or config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(  # type: ignore[override]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Return the logits [B, classes]."""
+        pooled = pool(self.embeddings(input_ids), attention_mask, ("mean",))
+        if self.dense is not None:
+            pooled = torch.relu(self.dense(pooled))
+        return SequenceClassifierOutput(logits=self.classifier(pooled))
+
+
+@cache
+def register_static_models() -> None:
+    """Make transformers' auto classes load static models."""
+    AutoConfig.register(StaticConfig.model_type, StaticConfig)
+    AutoModel.register(StaticConfig, StaticModel)
+    AutoModelForSequenceClassification.register(StaticConfig, StaticForSequenceClassification)
+    # model2vec and sentence-transformers read the vectors under this name.
+    renaming = WeightRenaming("embeddings", "embeddings.weight")
+    register_checkpoint_conversion_mapping(StaticConfig.model_type, [renaming])

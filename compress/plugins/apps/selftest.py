@@ -21,7 +21,7 @@ from compress.plugins.apps.postprocess import Postprocessing
 from compress.plugins.apps.text import PairCase, TextCase
 from compress.utils.errors import BundleError, InputError, ModelError, StageError
 from compress.utils.pydantic_models import FrozenAliased
-from compress.utils.read_limits import parse_json
+from compress.utils.read_limits import parse_printable_json
 
 SCHEMA = 1
 
@@ -111,7 +111,7 @@ def read_selftest(folder: Path, kind: AppType, listed: Collection[str]) -> SelfT
     """
     path = folder / SELFTEST
     try:
-        test = SelfTest.model_validate(parse_json(path.read_text(encoding="utf-8")))
+        test = SelfTest.model_validate(parse_printable_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):

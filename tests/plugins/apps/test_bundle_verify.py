@@ -256,6 +256,7 @@ def _turned(test: dict[str, Any]) -> None:
         ("image", set_field("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
         ("sentence", set_field("cases.4.embedding", [0.1]), r"embeddings \[.* and 248 more"),
         ("sentence", set_field("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "expects no embeddings"),
+        ("sentence", set_field("cases.4.text", "\ud800"), "cannot be read: it has an unpaired surrogate"),
         ("sentence", _turned, "case 3, .*: its cosine is -1.000000"),
     ],
     indirect=["made"],

@@ -64,7 +64,7 @@ def run(
             typer.echo(f"warning: {name}: inconclusive, {limit.reason}", err=True)
     if is_shown(logging.INFO):
         name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True)
         # A terminal wraps lines between words; in a file the text stays on one line.
         line = closing_line(finished.report, finished.folder, name)
         console.print(line, markup=False, soft_wrap=not console.is_terminal)

@@ -69,9 +69,7 @@ class StaticModel(StaticPreTrainedModel):
         """Replace the token vectors."""
         self.embeddings = value
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> BaseModelOutput:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> BaseModelOutput:
         """Return the vectors of the tokens [B, L, D]."""
         return BaseModelOutput(last_hidden_state=self.embeddings(input_ids))
 

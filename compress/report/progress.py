@@ -42,9 +42,7 @@ def bars() -> tuple[ProgressColumn, ...]:
 class ConsoleProgress:
     """Implementation of `Progress` with bars on a terminal, and occasional lines in files and pipes."""
 
-    console: rich.console.Console = field(
-        default_factory=partial(Console, stderr=True, highlight=False, soft_wrap=True)
-    )
+    console: rich.console.Console = field(default_factory=partial(Console, stderr=True, soft_wrap=True))
     clock: Callable[[], float] = time.monotonic
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:

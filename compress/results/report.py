@@ -24,6 +24,10 @@ MACHINE = "machine"
 """Name in place of a model: reference work that was timed beside the models, to relate sessions."""
 
 
+_LARGEST = 1e100
+"""Finite measurements are smaller, so that their sums, squares and exponentials are finite too."""
+
+
 class Measurement(Frozen):
     """One measured quantity of one model on one target.
 
@@ -38,8 +42,16 @@ class Measurement(Frozen):
     unit: str
     low: float | None = None
     high: float | None = None
-    n: int = Field(1, ge=1, description="number of samples behind the value")
+    n: int = Field(1, ge=1, le=10**15, description="number of samples behind the value")
     raw: tuple[float, ...] | None = Field(None, repr=False, description="samples behind the value")
+
+    @field_validator("value", "low", "high")
+    @classmethod
+    def _computable(cls, value: float | None) -> float | None:
+        """Check that statistics of the value stay finite."""
+        if value is not None and math.isfinite(value) and abs(value) > _LARGEST:
+            raise ValueError(f"a number below {_LARGEST:g}")
+        return value
 
 
 SCHEMA = 1
@@ -353,6 +365,18 @@ class Report(FrozenRecord):
     def _readable(cls, value: int) -> int:
         if value != SCHEMA:
             raise ValueError(f"schema {SCHEMA}")
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _comparable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Check the fields that comparisons compute with, since a report may come from a stranger."""
+        for name in (key for key in value if key.endswith("_bytes")):
+            if not isinstance(value[name], int | float | None):
+                raise ValueError(f"a number for {name}")
+        features = value.get("features", ())
+        if not isinstance(features, list | tuple) or not all(isinstance(feature, str) for feature in features):
+            raise ValueError("a list of names for features")
         return value
 
     @property

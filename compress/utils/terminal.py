@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import rich.console
 from rich.segment import Segment
@@ -21,7 +22,13 @@ def printable(text: str) -> str:
 
 
 class Console(rich.console.Console):
-    """Console of rich whose own control sequences, and no others, reach the terminal."""
+    """Console of rich whose own control sequences, and no others, reach the terminal.
+
+    It does not color numbers and paths in texts: the patterns for that take minutes on some long texts.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
 
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None

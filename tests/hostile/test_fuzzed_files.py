@@ -295,6 +295,12 @@ CASES: dict[str, tuple[File, Change, str | None]] = {
         text('"continuing_subword_prefix": null', '"continuing_subword_prefix": "auto"'),
         "cannot be loaded",
     ),
+    "a memory that is a list": (
+        BASELINE,
+        text('"memory_bytes": ', '"memory_bytes": [1], "x": '),
+        "a number for memory",
+    ),
+    "a time beyond all measures": (BASELINE, text('"low": 5656', '"low": 1e300, "x": 5656'), "below 1e"),
     "a time with a negative bound": (BASELINE, text('"low": 5656', '"low": -5656'), None),
 }
 

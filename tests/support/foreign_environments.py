@@ -76,17 +76,17 @@ GPTQMODEL = ForeignEnvironment(
 S3 = ForeignEnvironment("s3-2026.9.0", (("s3fs==2026.9.0", "moto[s3,server]==5.2.5", "python-dateutil<3"),))
 """botocore requires an older python-dateutil; moto is a local S3 server."""
 SENTENCE_TRANSFORMERS = ForeignEnvironment(
-    "sentence-transformers-5.2.3-diffusers-0.35.2",
+    "sentence-transformers-5.2.3-model2vec-0.8.2-diffusers-0.35.2",
     (
         (
             *("sentence-transformers==5.2.3", "optimum-onnx==0.1.0", "transformers==4.57.6", "datasets==4.4.2"),
-            "diffusers==0.35.2",
+            *("diffusers==0.35.2", "model2vec==0.8.2"),
         ),
     ),
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     hidden=("torchao",),
 )
-"""sentence-transformers with its ONNX backend, and the diffusers pipelines of optimum.
+"""sentence-transformers with its ONNX backend, model2vec, and the diffusers pipelines of optimum.
 
 It requires transformers 4, which in turn requires an older diffusers.
 """

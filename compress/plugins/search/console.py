@@ -222,7 +222,7 @@ class SearchConsole(ProgressDisplay):
 
     def __init__(self, console: Console | None = None, lines: bool = False) -> None:
         """Open the display; with ``lines`` there is no table."""
-        self._console = console or terminal.Console(stderr=True, highlight=False)
+        self._console = console or terminal.Console(stderr=True)
         self._draws = self._console.is_terminal and not lines and is_shown(logging.INFO)
         # Lines on a terminal are wrapped, and those of a file are not.
         self._lines = ConsoleProgress(self._console) if self._draws or console else ConsoleProgress()

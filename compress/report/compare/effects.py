@@ -268,8 +268,9 @@ def _own_interval(row: Measurement, confidence: float) -> IntervalEstimate:
     """Return the interval at ``confidence``: a Wilson interval is computed again, any other is widened."""
     if row.low is None or row.high is None:
         return IntervalEstimate(row.value, row.value, row.value)
-    right = round(row.value * row.n)
-    if 0 <= right <= row.n:
+    # A time may be so large that its product is infinite.
+    if 0 <= row.value <= 1:
+        right = round(row.value * row.n)
         wilson = wilson_interval(right, row.n, _MEASURED_CONFIDENCE)
         if all(
             math.isclose(bound, estimate, abs_tol=1e-9)

@@ -28,12 +28,12 @@ _TOKENS_OF_TEXT = 3
 
 
 class StaticEmbeddings(Stage[TorchModel, TorchModel]):
-    """Replace a text encoder by a table of token vectors, whose mean is the embedding of a text (Tulkens 2024).
+    """Replace a text encoder by a table of token vectors, whose mean is the embedding of a text.
 
-    The encoder embeds each token of its vocabulary by itself. The vectors are rotated to their principal components,
-    and frequent tokens get a lower weight (Arora et al. 2017). A classifier gets a new head, so `distill` must follow;
-    it also improves embeddings. The model runs hundreds of times faster than the encoder, and cannot tell the order of
-    words.
+    The encoder embeds each token of its vocabulary by itself. The vectors are rotated to their principal components
+    (Tulkens and van Dongen 2024), and frequent tokens get a lower weight (Arora et al. 2017). A classifier gets a new
+    head, so `distill` must follow. It also improves embeddings, which then need all dimensions of the encoder. The
+    model does not know the order of words. Its tokens are those of the encoder; an unknown token has no vector.
     """
 
     packages = ("torch", "transformers", "tokenizers", "numpy")

@@ -49,6 +49,8 @@ def token_vectors(model: TorchModel, progress: Progress) -> np.ndarray:
 def principal_components(vectors: np.ndarray, dimensions: int, whiten: bool) -> tuple[np.ndarray, float]:
     """Return vectors [n, d] in ``dimensions`` principal components, and the share of the variance that they hold.
 
+    With all dimensions and no whitening the axes stay as they are, so that the vectors can learn from the encoder's.
+
     Args:
         vectors: The vectors, of any mean.
         dimensions: Number of components.
@@ -56,6 +58,8 @@ def principal_components(vectors: np.ndarray, dimensions: int, whiten: bool) -> 
     """
     centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     variances, rotation = np.linalg.eigh(centered.T @ centered / len(centered))
+    if dimensions == vectors.shape[1] and not whiten:
+        return centered.astype(np.float32), 1.0
     # `eigh` returns eigenvalues in ascending order.
     variances, rotation = variances[::-1].clip(min=0), rotation[:, ::-1]
     components = centered @ rotation[:, :dimensions]

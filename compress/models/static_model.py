@@ -27,7 +27,7 @@ from compress.numerics.pooling import pool
 
 
 @strict
-class StaticConfig(PreTrainedConfig):
+class StaticConfig(PreTrainedConfig):  # type: ignore[misc]
     """Config of a static model. ``head_size`` is the width of the classifier's hidden layer, 0 for none."""
 
     model_type = "model2vec"
@@ -41,7 +41,7 @@ class StaticConfig(PreTrainedConfig):
     unk_token_id: int | None = None
 
 
-class StaticPreTrainedModel(PreTrainedModel):
+class StaticPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """Base class of static models."""
 
     config_class = StaticConfig
@@ -65,7 +65,7 @@ class StaticModel(StaticPreTrainedModel):
         """Return the token vectors."""
         return self.embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token vectors."""
         self.embeddings = value
 

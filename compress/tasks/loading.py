@@ -102,9 +102,8 @@ def load_by(
     from compress.models.config_checks import explain_load_failure, load_error_types
     from compress.models.folder_checks import refuse_quantized
     from compress.models.model import TorchModel
-    from compress.models.transformer_pruning import is_pruned, load_pruned
-
     from compress.models.static_model import register_static_models
+    from compress.models.transformer_pruning import is_pruned, load_pruned
 
     register_static_models()
     directory, cls = origin.directory, getattr(transformers, auto)

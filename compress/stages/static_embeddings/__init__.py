@@ -1,0 +1,1 @@
+"""Static models: one vector per token in place of an encoder."""

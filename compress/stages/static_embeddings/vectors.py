@@ -13,7 +13,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from compress.models.model import TorchModel
 from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import Normalize, SentenceModules
-from compress.models.static_model import StaticConfig, StaticForSequenceClassification, StaticModel
+from compress.models.static_model import (
+    StaticConfig,
+    StaticForSequenceClassification,
+    StaticModel,
+    register_static_models,
+)
 from compress.stages.base import Context
 from compress.tasks.capability import EMBEDS
 from compress.tasks.task import Examples
@@ -88,6 +93,7 @@ def make_static_model(model: TorchModel, table: np.ndarray, head_size: int, cont
 
     The vector of the unknown token is zero, since it says nothing about the text.
     """
+    register_static_models()
     tokenizer = _plain_tokenizer(model.tokenizer)
     config = StaticConfig(
         vocab_size=len(table),

@@ -28,7 +28,7 @@ def test_vector_of_a_token_is_the_embedding_of_a_text_of_that_token() -> None:
     model = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
     vectors = token_vectors(model, SilentProgress())
     assert len(vectors) == len(model.tokenizer)
-    words = ["great", "boring", "zebra"]
+    words = ["great", "boring", "film"]
     ids = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
     assert all(len(word_ids) == 1 for word_ids in ids)
     mine = np.stack([vectors[word_ids[0]] for word_ids in ids])

@@ -305,7 +305,7 @@ def test_invalid_value_is_reported_and_omitted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "says"),
     [
-        ({"choices": {"stages.9.prune.heads": [0]}}, "from stages.0 to stages.5"),
+        ({"choices": {"stages.9.prune.heads": [0]}}, "a field of one of the stages finetune, prune"),
         ({"choices": {"seed": [1, 2]}}, "cannot vary"),
         ({"choices": {"stages.0.finetune.epochs": [1]}}, "would change the baseline 'finetune'"),
         ({"choices": {"stages.1.prune.heads": [7, 9]}}, "No value of stages.1.prune.heads can be tried"),

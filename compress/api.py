@@ -97,6 +97,7 @@ def evaluate(
     artifact: str | Path,
     *,
     recipe: str | Path | None = None,
+    data: str | Path | None = None,
     split: str = "test",
     target: str = "cpu",
     threads: int = 2,
@@ -108,6 +109,7 @@ def evaluate(
     Args:
         artifact: Folder of a run, its `model` folder, the name of a recipe that ran, or any exported model.
         recipe: Path of the recipe with the task and data; by default the recipe beside the model.
+        data: File or folder of other rows to evaluate on, with the columns of the recipe's test split.
         split: The split to evaluate on.
         target: Target of the model.
         threads: Threads of the runtime.
@@ -115,7 +117,7 @@ def evaluate(
         progress: True shows bars and notes on standard error.
 
     Raises:
-        InputError: There is no such artifact, or the target does not open it.
+        InputError: There is no such artifact, the target does not open it, or both ``data`` and ``split`` are given.
     """
     from compress.formats.quiet_output import quiet_libraries
     from compress.formats.target_profile import TargetProfile
@@ -125,6 +127,10 @@ def evaluate(
     from compress.pipeline.target_session import TargetSession
 
     loaded = find_artifact(Path(artifact), None if recipe is None else find_recipe(Path(recipe)))
+    if data is not None:
+        if split != "test":
+            raise InputError(f"The rows of --data replace the test split, and --split names {split!r}.")
+        loaded = loaded.with_test_rows(Path(data))
     profile, shown, name = TargetProfile(find_target(target)), _progress(progress), loaded.folder.name
     check_opens(loaded.folder, profile.target)
     quiet_libraries()

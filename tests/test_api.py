@@ -232,6 +232,31 @@ def test_evaluate_returns_the_measurements_of_the_run(finished: Run) -> None:
 
 @pytest.mark.slow
 @needs_export
+def test_evaluate_measures_other_rows_with_the_classes_of_the_model(finished: Run, place: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others.csv"
+    chosen = [row for row in rows_of(place) if row["label"] == "good"]  # one of two classes, which is too few to train
+    others.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in chosen))
+    predictions = finished.load().predict([row["text"] for row in chosen])
+    right = [prediction["label"] == row["label"] for prediction, row in zip(predictions, chosen, strict=True)]
+    measured = {row.metric: row for row in compress.evaluate(finished.folder, data=others)}["accuracy"]
+    assert measured.raw == tuple(map(float, right)) and measured.value == sum(right) / len(right)
+    others.write_text(f"text,label\n{chosen[0]['text']},good\n{chosen[1]['text']},excellent\n")
+    with pytest.raises(CompressError, match="excellent"):
+        compress.evaluate(finished.folder, data=others)
+
+
+@pytest.mark.slow
+@needs_export
+def test_other_rows_must_exist_and_replace_only_the_test_split(finished: Run, place: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no file '.*none\.csv'") as caught:
+        compress.evaluate(finished.folder, data=place / "none.csv")
+    assert caught.value.where == "--data"
+    with pytest.raises(InputError, match="--data replace the test split, and --split names 'validation'"):
+        compress.evaluate(finished.folder, data=place / "test.csv", split="validation")
+
+
+@pytest.mark.slow
+@needs_export
 def test_load_opens_a_runs_folder_its_model_and_a_named_run(
     finished: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,9 @@ import typer
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="A run's folder or name, its model/ folder, or any exported model.")],
     recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="File or folder of other rows, with the columns of the recipe's test split.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     target: Annotated[str, typer.Option(help="Target of the model; see `compress targets`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2,
@@ -25,7 +28,14 @@ def evaluate(
     from compress.utils.isolation import isolation_record
 
     rows = api.evaluate(
-        artifact, recipe=recipe, split=split, target=target, threads=threads, by_slice=by_slice, progress=True
+        artifact,
+        recipe=recipe,
+        data=data,
+        split=split,
+        target=target,
+        threads=threads,
+        by_slice=by_slice,
+        progress=True,
     )
     if json_:
         typer.echo(json.dumps([{**row.model_dump(), "isolation": isolation_record()} for row in rows], indent=1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compress.data.dataset import Dataset, load_dataset
+from compress.data.dataset import Dataset, label_column, load_dataset
 from compress.evaluation.evaluate import encode_for_model
 from compress.evaluation.loaded_model import LoadedModel
 from compress.formats.model_file import format_of, holds, model_files
@@ -13,7 +13,7 @@ from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target, TargetProfile
 from compress.formats.targets import PROFILES, find_target
 from compress.models.config_checks import allow_module
-from compress.models.json_file import read_json
+from compress.models.json_file import labels_of_config, read_json
 from compress.pipeline.cache import Cache
 from compress.pipeline.formats import measurable, unsupported_reason
 from compress.pipeline.runner import StageRunner
@@ -47,6 +47,31 @@ class Artifact:
     def dataset(self, progress: Progress) -> Dataset:
         """Return the recipe's data."""
         return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
+
+    def with_test_rows(self, data: Path) -> Artifact:
+        """Return the artifact with the rows of a file or folder as its test split, and with the classes of the model.
+
+        Raises `InputError` if there is no such file.
+        """
+        if not data.expanduser().exists():
+            raise InputError(
+                f"There is no file {str(data)!r}.",
+                where="--data",
+                expected="a file or folder of rows with the columns of the recipe's test split",
+            )
+        labels = self.recipe.data.labels
+        if labels is None and label_column(self.task.columns) is not None:
+            config = self.folder / "config.json"
+            labels = labels_of_config(read_json(config), config)
+        changes = {
+            "splits": {"test": str(data.expanduser().resolve())},
+            "also": {},
+            "unlabeled": (),
+            "hold_out": None,
+            "labels": labels,
+        }
+        recipe = self.recipe.model_copy(update={"data": self.recipe.data.model_copy(update=changes)})
+        return replace(self, recipe=recipe)
 
     def open(self, target: str | None = None, threads: int | None = None) -> LoadedModel:
         """Open the model for predictions, by default with the first target of its format.

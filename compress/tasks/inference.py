@@ -14,6 +14,7 @@ from torch import nn
 from compress.tasks.task import Examples, Task
 from compress.tasks.tokens import by_length, keep_all
 from compress.utils.errors import StageError, first_line
+from compress.utils.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
@@ -52,7 +53,14 @@ def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) ->
 
 
 @torch.inference_mode()
-def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: bool = False) -> np.ndarray:
+def predict(
+    module: nn.Module,
+    examples: Examples,
+    batch_size: int = 64,
+    bf16: bool = False,
+    progress: Progress | None = None,
+    description: str = "predict",
+) -> np.ndarray:
     """Return the answers to all examples in the given order, [n, ...] float32. Puts the module into eval mode.
 
     Answers of shorter examples are padded with zeros.
@@ -62,10 +70,12 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
         examples: The examples.
         batch_size: Number of examples per call.
         bf16: Compute matrix products in bfloat16. This is faster and accurate enough for a teacher, but not exact.
+        progress: Shows the batches under ``description``.
+        description: Label of the progress.
     """
     module.eval()
     batches, parts, device = by_length(examples, batch_size), [], device_of(module)
-    for indices in batches:
+    for indices in (progress or SilentProgress()).track(batches, description, len(batches)):
         batch = {name: tensor.to(device) for name, tensor in tensors(examples, indices).items()}
         inputs = {name: batch[name] for name in examples.padding}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

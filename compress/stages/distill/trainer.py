@@ -106,10 +106,10 @@ class DistillationTrainer:
                     hint="trim the vocabulary after this stage",
                 )
         elif settings.augment is None and self._can_be_kept(examples):
-            context.progress.note("distill: computing predictions of the teacher")
-            module = self.teacher.module.eval()
+            module, bf16 = self.teacher.module.eval(), uses_bf16(settings.precision)
             with shortened(module, settings.first_token_only):
-                taught = predict(module, examples, bf16=uses_bf16(settings.precision))
+                text = "distill: predictions of the teacher"
+                taught = predict(module, examples, bf16=bf16, progress=context.progress, description=text)
             self.taught = torch.from_numpy(taught)
         else:
             for theirs, mine in zip(examples.inputs[:_COMPARED], self.examples.inputs[:_COMPARED], strict=True):

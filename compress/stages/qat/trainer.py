@@ -68,8 +68,9 @@ class QatTrainer:
         self._fold()
         chosen, shared = self._choose()
         if settings.augment is None and not {PREDICTS_TOKENS, LOCALIZES} & context.task.capabilities:
-            context.progress.note("qat: computing predictions of the float model")
-            self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
+            bf16, text = uses_bf16(settings.precision), "qat: predictions of the float model"
+            answers = predict(module, self.examples, bf16=bf16, progress=context.progress, description=text)
+            self.answers = torch.from_numpy(answers)
         else:
             self.teacher = copy.deepcopy(module).requires_grad_(False)
         pruned = keep_zeros(module)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,14 +29,15 @@ from compress.numerics.pooling import pool
 
 @strict
 class StaticConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Config of a static model. ``head_size`` is the width of the classifier's hidden layer, 0 for none."""
+    """Config of a static model. A classifier has ``filters`` of ``window`` tokens, or without filters a linear head."""
 
     model_type = "model2vec"
 
     vocab_size: int = 30522
     hidden_size: int = 256
     num_hidden_layers: int = 0
-    head_size: int = 0
+    filters: int = 0
+    window: int = 3
     normalize: bool = True
     pad_token_id: int | None = 0
     unk_token_id: int | None = None
@@ -75,21 +77,30 @@ class StaticModel(StaticPreTrainedModel):
 
 
 class StaticForSequenceClassification(StaticModel):
-    """Classifier of the mean of the token vectors: linear, or with one hidden layer."""
+    """Classifier of token vectors: linear of their mean, or of a convolution's mean and maximum (Kim 2014)."""
 
     def __init__(self, config: StaticConfig) -> None:
         super().__init__(config)
-        self.dense = nn.Linear(config.hidden_size, config.head_size) if config.head_size else None
-        self.classifier = nn.Linear(config.head_size or config.hidden_size, config.num_labels)
+        filters, width = config.filters, config.hidden_size
+        # A matrix, which INT8 quantizes like any other: a convolution of one dimension would stay in float.
+        self.convolution = nn.Linear(config.window * width, filters) if filters else None
+        self.classifier = nn.Linear(2 * filters or width, config.num_labels)
         self.post_init()
 
     def forward(  # type: ignore[override]
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
     ) -> SequenceClassifierOutput:
         """Return the logits [B, classes]."""
-        pooled = pool(self.embeddings(input_ids), attention_mask, ("mean",))
-        if self.dense is not None:
-            pooled = torch.relu(self.dense(pooled))
+        vectors = self.embeddings(input_ids)
+        if self.convolution is None:
+            return SequenceClassifierOutput(logits=self.classifier(pool(vectors, attention_mask, ("mean",))))
+        mask = attention_mask[:, :, None].to(vectors.dtype)
+        length, window = input_ids.shape[1], self.config.window
+        padded = pad(vectors * mask, (0, 0, (window - 1) // 2, window // 2))
+        windows = torch.cat([padded[:, start : start + length] for start in range(window)], dim=-1)
+        # No activation is below 0, so that the zeros of padding do not change the maximum.
+        active = torch.relu(self.convolution(windows)) * mask
+        pooled = torch.cat([active.sum(dim=1) / mask.sum(dim=1).clamp(min=1), active.amax(dim=1)], dim=-1)
         return SequenceClassifierOutput(logits=self.classifier(pooled))
 
 

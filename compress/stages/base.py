@@ -20,6 +20,8 @@ from compress.results.report import Cell, StageTable
 from compress.tasks.capability import Capabilities, suits
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from compress.data.dataset import Dataset
     from compress.models.model import TorchModel
     from compress.tasks.task import Examples, Task
@@ -86,8 +88,11 @@ class Context:
 
     def encode_unlabeled(self, model: TorchModel) -> Examples | None:
         """Return the recipe's unlabeled text as inputs of ``model``, or None if the recipe names none."""
-        rows = self.data.unlabeled
-        return None if rows is None else self.task.encode(rows, model.processor, None, self.max_length)
+        return None if self.data.unlabeled is None else self.encode_rows(self.data.unlabeled, model)
+
+    def encode_rows(self, rows: pa.Table, model: TorchModel) -> Examples:
+        """Return unlabeled rows as inputs of ``model``."""
+        return self.task.encode(rows, model.processor, None, self.max_length)
 
     def validator(self, model: TorchModel) -> Callable[[], float] | None:
         """Return a function that computes the task's first metric on the validation split, or None without one."""

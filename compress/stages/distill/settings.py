@@ -13,11 +13,22 @@ from pydantic import Field, model_validator
 from compress.stages.base import SEARCH, AppliesTo, Reference
 from compress.stages.cost_model import PlanContext, Shape
 from compress.stages.training.settings import FIRST_TOKEN_ONLY, KEEP_BEST, Training
-from compress.tasks.capability import ANSWERS_PER_TOKEN, EMBEDS, TAKES_AUDIO, TAKES_IMAGES
+from compress.tasks.capability import (
+    ANSWERS_PER_TOKEN,
+    EMBEDS,
+    HAS_CLASSES,
+    TAKES_AUDIO,
+    TAKES_IMAGES,
+    TAKES_PAIRS,
+    TAKES_TEXT,
+)
 from compress.utils.pydantic_models import Frozen
 
 _NOT_FOR_EMBEDDINGS = AppliesTo(excludes=frozenset({EMBEDS}))
 _CLASSIFIERS_OF_TEXT = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO, ANSWERS_PER_TOKEN, EMBEDS}))
+_SINGLE_TEXTS = AppliesTo(
+    frozenset({TAKES_TEXT, HAS_CLASSES}), frozenset({ANSWERS_PER_TOKEN, TAKES_PAIRS, TAKES_IMAGES})
+)
 _TEXT_ONLY = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO}))
 
 
@@ -114,6 +125,12 @@ class Distillation(TeacherAndStudent, Training):
     )
     keep_best: bool = KEEP_BEST
     use_unlabeled: Annotated[bool, _TEXT_ONLY] = Field(False, description="also train on the recipe's unlabeled texts")
+    replace_words: Annotated[int, _SINGLE_TEXTS] = Field(
+        0,
+        ge=0,
+        description="also train on so many texts in which random words are replaced by words of other texts, and which "
+        "the teacher labels; this helps a student that is much simpler than its teacher",
+    )
     first_token_only: Annotated[bool, _CLASSIFIERS_OF_TEXT] = FIRST_TOKEN_ONLY
 
 

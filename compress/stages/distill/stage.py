@@ -26,7 +26,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     def needs(self) -> Requirements:
         """Return training examples, with labels if the loss uses them, and unlabeled text if requested."""
-        labels = bool(self.labels_weight or self.use_unlabeled)
+        labels = bool(self.labels_weight or self.use_unlabeled or self.replace_words)
         return Requirements(splits=("train",), unlabeled=self.use_unlabeled, labels=labels)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
@@ -38,6 +38,8 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             if teacher is None or None in unlabeled:
                 return None
             tokens += sum(plan.tokens(text) for text in unlabeled if text)
+            texts = [text for text in (plan.splits["train"], *unlabeled) if text]
+            tokens *= 1 + self.replace_words / max(sum(text.rows for text in texts), 1)
             passes = 1 if self.augment is None else self.epochs
             return (FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working * passes) * tokens
 

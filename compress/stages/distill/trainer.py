@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pyarrow as pa
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -13,6 +14,7 @@ from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.transformer_pruning import HEADS_KEY, NEURONS_KEY, drop_pooler, keep_layers
 from compress.stages.base import Context
+from compress.stages.distill.replaced_words import replace_words
 from compress.stages.distill.settings import Distillation, Student
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
@@ -89,6 +91,7 @@ class DistillationTrainer:
         self.teacher = teacher
         self.student = student
         self.context = context
+        self.more = self._more_rows()
         self.examples = self._examples(student)
         if settings.labels_weight and self.examples.labels is None:
             raise StageError("The training examples have no labels to train on.", hint="leave labels_weight out")
@@ -142,8 +145,21 @@ class DistillationTrainer:
 
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)
-        more = self.context.encode_unlabeled(model) if self.settings.use_unlabeled else None
-        return labeled if more is None else labeled.with_unlabeled(more)
+        for rows in self.more:
+            labeled = labeled.with_unlabeled(self.context.encode_rows(rows, model))
+        return labeled
+
+    def _more_rows(self) -> list[pa.Table]:
+        """Return the rows that only the teacher labels: the recipe's unlabeled texts, and texts with other words."""
+        settings, data = self.settings, self.context.data
+        more = [data.unlabeled] if settings.use_unlabeled and data.unlabeled is not None else []
+        if settings.replace_words:
+            (column,) = (column.name for column in self.context.task.columns if not column.label)
+            texts = [text for rows in (data.split("train"), *more) for text in rows[column].to_pylist()]
+            varied = replace_words(texts, settings.replace_words, self.context.seed)
+            self.context.note(f"distill: {len(varied):,} texts with replaced words, made of {len(texts):,}")
+            more.append(pa.table({column: pa.array(varied, pa.string())}))
+        return more
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         settings, task = self.settings, self.context.task

@@ -32,8 +32,9 @@ class StaticEmbeddings(Stage[TorchModel, TorchModel]):
 
     The encoder embeds each token of its vocabulary by itself. The vectors are rotated to their principal components
     (Tulkens and van Dongen 2024), and frequent tokens get a lower weight (Arora et al. 2017). A classifier gets a new
-    head, so `distill` must follow. It also improves embeddings, which then need all dimensions of the encoder. The
-    model does not know the order of words. Its tokens are those of the encoder; an unknown token has no vector.
+    head, so `distill` must follow. It also improves embeddings, which then need all dimensions of the encoder. Without
+    `filters` the model does not know the order of words. Its tokens are those of the encoder; an unknown token has no
+    vector.
     """
 
     packages = ("torch", "transformers", "tokenizers", "numpy")
@@ -48,8 +49,14 @@ class StaticEmbeddings(Stage[TorchModel, TorchModel]):
         1e-4, ge=0, description="a vector is multiplied by sif / (sif + frequency of its token); 0: no weights"
     )
     whiten: bool = Field(False, description="scale every dimension to the same variance over the vocabulary")
-    head_size: Annotated[int, AppliesTo(requires=frozenset({HAS_CLASSES}))] = Field(
-        0, ge=0, description="neurons of a hidden layer before the classifier; 0: none"
+    filters: Annotated[int, AppliesTo(requires=frozenset({HAS_CLASSES}))] = Field(
+        0,
+        ge=0,
+        description="filters of a convolution before the classifier (Kim 2014), which reads word order within its "
+        "window; 0: a linear classifier of the mean vector",
+    )
+    window: Annotated[int, AppliesTo(requires=frozenset({HAS_CLASSES}))] = Field(
+        3, ge=1, le=9, description="tokens that a filter reads"
     )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
@@ -62,10 +69,10 @@ class StaticEmbeddings(Stage[TorchModel, TorchModel]):
             embeddings=tokens * min(self.dimensions, before.hidden),
             attention=0,
             feed_forward=0,
-            other=self.dimensions * self.head_size,
+            other=self.dimensions * self.window * self.filters,
             layers=0,
             hidden=self.dimensions,
-            tensors=5 if self.head_size else 3,
+            tensors=5 if self.filters else 3,
         )
         return predicted(before, after, plan.seconds(FLOPS_FORWARD * before.working * _TOKENS_OF_TEXT * tokens))
 
@@ -91,4 +98,4 @@ class StaticEmbeddings(Stage[TorchModel, TorchModel]):
             f"hold {share:.1%} of their variance"
         )
         weights = token_weights(context.encode("train", model), len(vectors), self.sif)
-        return make_static_model(model, components * weights[:, None], self.head_size, context)
+        return make_static_model(model, components * weights[:, None], self.filters, self.window, context)

@@ -88,7 +88,7 @@ def token_weights(examples: Examples, size: int, sif: float) -> np.ndarray:
     return np.asarray(sif / (sif + frequencies), dtype=np.float32)
 
 
-def make_static_model(model: TorchModel, table: np.ndarray, head_size: int, context: Context) -> TorchModel:
+def make_static_model(model: TorchModel, table: np.ndarray, filters: int, window: int, context: Context) -> TorchModel:
     """Return a static model with the token vectors of ``table``, and a random head if the task has classes.
 
     The vector of the unknown token is zero, since it says nothing about the text.
@@ -98,7 +98,8 @@ def make_static_model(model: TorchModel, table: np.ndarray, head_size: int, cont
     config = StaticConfig(
         vocab_size=len(table),
         hidden_size=table.shape[1],
-        head_size=head_size,
+        filters=filters,
+        window=window,
         pad_token_id=tokenizer.pad_token_id,
         unk_token_id=tokenizer.unk_token_id,
     )

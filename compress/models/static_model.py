@@ -95,9 +95,10 @@ class StaticForSequenceClassification(StaticModel):
         if self.convolution is None:
             return SequenceClassifierOutput(logits=self.classifier(pool(vectors, attention_mask, ("mean",))))
         mask = attention_mask[:, :, None].to(vectors.dtype)
-        length, window = input_ids.shape[1], self.config.window
+        window = self.config.window
         padded = pad(vectors * mask, (0, 0, (window - 1) // 2, window // 2))
-        windows = torch.cat([padded[:, start : start + length] for start in range(window)], dim=-1)
+        # Counted from the end, so that the graph need not compute the length.
+        windows = torch.cat([padded[:, start : start + 1 - window or None] for start in range(window)], dim=-1)
         # No activation is below 0, so that the zeros of padding do not change the maximum.
         active = torch.relu(self.convolution(windows)) * mask
         pooled = torch.cat([active.sum(dim=1) / mask.sum(dim=1).clamp(min=1), active.amax(dim=1)], dim=-1)

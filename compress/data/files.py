@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from compress.data.column_values import ColumnWriter, take_lines, take_values
 from compress.data.config import FILE_SUFFIXES, SPREADSHEET_SUFFIXES
 from compress.utils.errors import DataError
-from compress.utils.isolation import crashes
+from compress.utils.isolation import NativeCrashError, call_in_copy
 from compress.utils.read_limits import LIMITS, parse_json, refuse_above, refuse_expansion
 
 if TYPE_CHECKING:
@@ -372,19 +372,22 @@ def _refuse_parquet_bomb(path: Path, file: pq.ParquetFile, names: Collection[str
     import pyarrow as pa
 
     # For some damaged files, this part of pyarrow ends the process, while reading them would raise an exception.
-    if crashes(lambda: _column_chunks(file)):
-        raise pa.ArrowInvalid("pyarrow crashes when it reads the sizes of its columns")
-    chunks = _column_chunks(file)
-    chunks = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names)]
-    values = file.metadata.num_rows * len(names) + sum(chunk.num_values for chunk in chunks)
-    declared = sum(chunk.total_uncompressed_size for chunk in chunks)
+    try:
+        chunks = call_in_copy(lambda: _column_chunks(file))
+    except NativeCrashError as error:
+        raise pa.ArrowInvalid("pyarrow crashes when it reads the sizes of its columns") from error
+    chunks = [chunk for chunk in chunks if any(f"{chunk[0]}.".startswith(f"{name}.") for name in names)]
+    values = file.metadata.num_rows * len(names) + sum(count for _, count, _ in chunks)
+    declared = sum(size for _, _, size in chunks)
     refuse_expansion(declared + _VALUE_BYTES * values, path.stat().st_size, path.name, path)
-    return max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    return max((size for _, _, size in chunks), default=0)
 
 
-def _column_chunks(file: pq.ParquetFile) -> list[pq.ColumnChunkMetaData]:
+def _column_chunks(file: pq.ParquetFile) -> list[tuple[str, int, int]]:
+    """Return column, number of values and bytes of each part of a column."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    return [group.column(index) for group in groups for index in range(group.num_columns)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return [(chunk.path_in_schema, chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks]
 
 
 def _expanded_bytes(values: pa.Array) -> int:

@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import faulthandler
 import fcntl
+import json
 import os
 import re
 import resource
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from compress.utils.errors import ModelError
 
@@ -38,6 +39,11 @@ _NO_NAMESPACE = 99
 _CLONE_NEWUSER, _CLONE_NEWNET, _PR_SET_PDEATHSIG, _SIOCSIFFLAGS, _IFF_UP = 0x10000000, 0x40000000, 1, 0x8914, 1
 _REPEATED_SECONDS = 1.0
 _COPY_SECONDS = 20
+Result = TypeVar("Result")
+
+
+class NativeCrashError(Exception):
+    """Native code crashed in a copy of this process; the text is the name of the signal."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +140,18 @@ def isolate(subject: str, wanted: Limits) -> None:
         wanted = replace(wanted, network=True)
 
 
-def crashes(action: Callable[[], object]) -> bool:
-    """Return whether native code crashes in a short ``action``, which a copy of this process tries. Linux only.
+def call_in_copy(action: Callable[[], Result]) -> Result:
+    """Return what a short ``action`` returns as JSON, called in a copy of this process, which it may crash. Linux only.
 
-    The copy has one thread, so the action may use no thread pool. Its exceptions do not count as crashes.
+    The copy has one thread, so the action may use no thread pool. If it raises an exception or takes too long there, it
+    is called here. What crashes by chance, such as a read beyond the end of memory, is thus never done here.
+
+    Raises:
+        NativeCrashError: The copy crashed.
     """
     if sys.platform != "linux":
-        return False
+        return action()
+    receiver, sender = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12 warns of locks that other threads hold. An alarm ends the copy if it waits for one.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -151,11 +162,19 @@ def crashes(action: Callable[[], object]) -> bool:
             signal.alarm(_COPY_SECONDS)
             faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            action()
-        finally:
+            with os.fdopen(sender, "w") as pipe:
+                json.dump(action(), pipe)
             os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(sender)
+    with os.fdopen(receiver) as pipe:
+        sent = pipe.read()
     _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
+        raise NativeCrashError(signal.Signals(os.WTERMSIG(status)).name)
+    result: Result = json.loads(sent) if status == 0 else action()
+    return result
 
 
 def _apply(wanted: Limits, parent: int) -> Limits:

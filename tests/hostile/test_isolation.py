@@ -24,6 +24,7 @@ from compress.cli.isolation import FETCHED_TARGETS, choose_limits
 from compress.formats.runtime import Fetches, get_runtime
 from compress.formats.targets import TARGETS
 from compress.utils.errors import StageError
+from compress.utils.isolation import NativeCrashError, call_in_copy
 
 # The reader of `compress inspect` does something hostile in place of reading.
 PROGRAM = """
@@ -283,3 +284,15 @@ def test_limits_of_reading_grow_with_the_model(tmp_path: Path, monkeypatch: pyte
 def test_targets_that_fetch_their_runtime_are_known() -> None:
     fetched = {name for name, target in TARGETS.items() if isinstance(get_runtime(target.runtime), Fetches)}
     assert fetched == set(FETCHED_TARGETS)
+
+
+def test_action_in_a_copy_returns_raises_or_crashes_without_this_process() -> None:
+    here = os.getpid()
+    where: list[int] = call_in_copy(lambda: [os.getpid()])
+    assert where != [here]
+    with pytest.raises(NativeCrashError, match="SIGSEGV"):
+        call_in_copy(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    with pytest.raises(ZeroDivisionError):
+        call_in_copy(lambda: 1 // 0)
+    # More than a pipe holds at once.
+    assert call_in_copy(lambda: list(range(100_000))) == list(range(100_000))

@@ -46,7 +46,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"accuracy_floor": 0.5},
     ],
     "cast": [{}],
-    "static_embeddings": [{"dimensions": 8}, {"dimensions": 16, "sif": 0, "whiten": True}],
+    "static_embeddings": [{"dimensions": 8, "filters": 6}, {"dimensions": 16, "sif": 0, "whiten": True}],
     "reduce_dimensions": [{"dimensions": 8}, {"dimensions": 24, "examples": 40}],
     "onnx_weight_only": [{}, {"bits": 8, "block_size": 64, "symmetric": False}],
     "equalize": [{}, {"strength": 1.0}, {"smooth_quant": 0.5, "samples": 4, "sequence_length": 24}],

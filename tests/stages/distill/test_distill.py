@@ -171,6 +171,14 @@ def test_unlabeled_text_is_used_for_training():
     assert sizes == [256 // 64, 256 // 16, -(-(256 + 32) // 64), (256 + 32) // 16]
 
 
+def test_texts_with_replaced_words_are_used_for_training():
+    seen: list[int] = []
+    given, losses = context()
+    losses.track = lambda items, description, total: (seen.append(total), items)[1]  # type: ignore[method-assign]
+    Distill(**STILL, teacher="finetune", replace_words=64).run(tiny.encoder(seed=8), given)
+    assert seen == [(256 + 64) // 64, (256 + 64) // 16]
+
+
 def test_pruned_weights_stay_zero():
     model = tiny.encoder(seed=8)
     with torch.no_grad():

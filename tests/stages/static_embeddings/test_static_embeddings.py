@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,6 +17,7 @@ from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.stages.static_embeddings.stage import StaticEmbeddings
 from compress.stages.static_embeddings.vectors import principal_components, token_vectors, token_weights
 from compress.tasks.inference import predict
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -103,3 +106,52 @@ def test_byte_pairs_get_vectors_too() -> None:
 def test_more_dimensions_than_the_encoder_are_refused() -> None:
     with pytest.raises(StageError, match=f"has {sentences.WIDTH} dimensions, fewer than 999"):
         StaticEmbeddings(dimensions=999).run(sentences.encoder(), sentences.context())
+
+
+def classifier(filters: int, window: int = 3) -> TorchModel:
+    """Return a static classifier with weights of about one, so that its logits depend on the text visibly."""
+    model = StaticEmbeddings(dimensions=8, filters=filters, window=window).run(tiny.encoder(), tiny.context())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.normal_()
+    return model
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_filters_are_a_convolution_over_the_tokens(window: int) -> None:
+    model = classifier(5, window)
+    module, text = model.module, "great plot boring film great"
+    ids = model.tokenizer(text, return_tensors="pt")["input_ids"]
+    convolution = torch.nn.Conv1d(8, 5, window)
+    with torch.no_grad():
+        # A row of the matrix holds the weights of the first token, then those of the second, and so on.
+        convolution.weight.copy_(module.convolution.weight.view(5, window, 8).transpose(1, 2))
+        convolution.bias.copy_(module.convolution.bias)
+        vectors = torch.nn.functional.pad(module.embeddings(ids).mT, ((window - 1) // 2, window // 2))
+        active = convolution(vectors).relu()
+        assert active.shape == (1, 5, ids.shape[1])
+        expected = module.classifier(torch.cat([active.mean(dim=2), active.amax(dim=2)], dim=1))
+    torch.testing.assert_close(tiny.logits(model, [text]), expected)
+
+
+def test_padding_does_not_change_the_logits_of_a_convolution() -> None:
+    model = classifier(5)
+    texts = ["great", "great film", "boring plot great film boring plot"]
+    alone = torch.cat([tiny.logits(model, [text]) for text in texts])
+    torch.testing.assert_close(tiny.logits(model, texts), alone)
+    assert alone.std(dim=0).min() > 0.1
+
+
+def test_only_filters_read_the_order_of_words() -> None:
+    for filters in (0, 5):
+        first, second = tiny.logits(classifier(filters), ["great boring film plot", "film plot boring great"])
+        assert torch.allclose(first, second, atol=1e-5) == (filters == 0)
+
+
+def test_filters_survive_saving(tmp_path: Path) -> None:
+    model = classifier(5, window=2)
+    model.save(tmp_path)
+    loaded = TorchModel.load(tmp_path, TASKS[tiny.TASK])
+    texts = tiny.texts(8)
+    torch.testing.assert_close(tiny.logits(loaded, texts), tiny.logits(model, texts), rtol=0, atol=0)

@@ -63,6 +63,7 @@ class FormatSpec:
         find_all: Reference to a function that returns an artifact's files in execution order, if there may be several.
         tensors: Reference to the reader of stored tensors: (file, folder of the model) -> list of `StoredTensor`.
         tensors_suffix: Suffix of the files that contain the tensors, if it is not ``suffix``.
+        signature: Reference to the reader of a file's ``inputs`` and ``outputs``: (file) -> lists of `GraphValue`.
         has_graph: Whether a file contains operators beside its tensors.
         value_graph: Reference to a function that opens intermediate values: (file, target) -> `OnnxParts`.
         library: Name of the library that opens it, as model cards on the Hugging Face Hub write it.
@@ -85,6 +86,7 @@ class FormatSpec:
     find_all: Reference | None = None
     tensors: Reference | None = None
     tensors_suffix: str | None = None
+    signature: Reference | None = None
     has_graph: bool = True
     value_graph: Reference | None = None
     library: str | None = None
@@ -92,7 +94,7 @@ class FormatSpec:
 
     def references(self) -> dict[str, Reference]:
         """Return every reference of the format by a description of the object."""
-        names = ("stage", "inspector", "find_all", "tensors", "value_graph", "check_writable")
+        names = ("stage", "inspector", "find_all", "tensors", "signature", "value_graph", "check_writable")
         references: dict[str, Reference | None] = {name: getattr(self, name) for name in names}
         references |= {f"runtime {name}": runtime_spec.runtime for name, runtime_spec in self.runtimes.items()}
         references |= {f"many texts of {name}": runtime_spec.many_texts for name, runtime_spec in self.runtimes.items()}

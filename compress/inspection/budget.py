@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from compress.formats.graph_value import GraphValue
 from compress.formats.registry import FORMATS
+from compress.formats.spec import load
 from compress.inspection.layers import group_layers
 from compress.inspection.tensors import SUFFIXES, ModelContents, read_model
 from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
@@ -152,6 +154,8 @@ class Budget(Frozen):
     tensors: tuple[StoredTensor, ...]
     statistics: dict[str, WeightStatistics] | None = None
     calls: tuple[PartCall, ...] | None = None
+    inputs: tuple[GraphValue, ...] = Field((), description="inputs of the graphs, if the format has any")
+    outputs: tuple[GraphValue, ...] = ()
     isolation: dict[str, int | bool | None] = Field({}, description="limits of the process that read the model")
 
 
@@ -186,7 +190,23 @@ def budget_of(
         tensors=contents.tensors,
         statistics=measure_weights(contents, progress or SilentProgress()) if weights else None,
         calls=image_generation_hook("component_calls")(path) if calls else None,
+        **_signature(path, contents),
     )
+
+
+def _signature(path: Path, contents: ModelContents) -> dict[str, tuple[GraphValue, ...]]:
+    """Return the inputs and outputs of all graphs, each with its file."""
+    reader = FORMATS[contents.format].signature
+    if reader is None:
+        return {}
+    values: dict[str, list[GraphValue]] = {"inputs": [], "outputs": []}
+    for file in contents.weight_files:
+        # External data of a graph are weight files too.
+        if file.suffix.lower() == FORMATS[contents.format].suffix:
+            relative = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            for kind, read in load(reader)(file).items():
+                values[kind] += [value.model_copy(update={"file": relative}) for value in read]
+    return {kind: tuple(items) for kind, items in values.items()}
 
 
 def bytes_by_layer(path: Path) -> list[dict[str, Any]]:

@@ -8,12 +8,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compress.formats.graph_value import GraphValue
 from compress.inspection.budget import Budget, Module, PartCall
 from compress.results.formatting import format_bytes, format_count
 from compress.utils.responsive_table import ResponsiveTable, TableColumn, bar
 
 SMALL_SHARE = 0.001
 """Modules with a smaller share of the bytes are shown without their children."""
+_MOST_VALUES = 8
+"""Inputs or outputs that are shown; a decoder has two of each kind for each layer."""
 _LEFT_OUT = "hidden at this width; see --json"
 
 
@@ -40,6 +43,9 @@ def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None
     table.add_row("types", ", ".join(types))
     overhead = (f"{kind} {format_bytes(size)}" for kind, size in budget.overhead.items() if size)
     table.add_row("not tensors", ", ".join(overhead) or "nothing")
+    for kind, values in (("inputs", budget.inputs), ("outputs", budget.outputs)):
+        if values:
+            table.add_row(kind, _values(values))
     if budget.statistics is not None:
         sizes = {item.name: item.parameters for item in budget.tensors if item.name in budget.statistics}
         zeros = sum(budget.statistics[name].sparsity * size for name, size in sizes.items())
@@ -55,6 +61,15 @@ def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None
         parts += [Text(), _calls(budget.calls)]
     parts += [Text(f"note: {note}", style="dim") for note in budget.notes]
     console.print(Group(*parts), soft_wrap=True)
+
+
+def _values(values: Sequence[GraphValue]) -> Text:
+    """Return a line for each value, of many only the first; the file is named if there are several."""
+    several = len({value.file for value in values}) > 1
+    lines = [f"{value.file}: {value}" if several else str(value) for value in values[:_MOST_VALUES]]
+    if len(values) > _MOST_VALUES:
+        lines.append(f"and {len(values) - _MOST_VALUES} more, see --json")
+    return Text("\n".join(lines))
 
 
 def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth: int) -> None:

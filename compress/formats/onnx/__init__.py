@@ -55,6 +55,7 @@ FORMAT = FormatSpec(
     find_all="compress.formats.onnx.model:find_graphs",
     inspector="compress.formats.onnx.stored_tensors:INSPECTOR",
     tensors="compress.formats.onnx.stored_tensors:read_tensors",
+    signature="compress.formats.onnx.stored_tensors:read_signature",
     value_graph="compress.formats.onnx.intermediate_values:open_value_graph",
     library="onnxruntime",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",

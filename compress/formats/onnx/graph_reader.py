@@ -59,10 +59,15 @@ class GraphNode:
 
 @dataclass
 class OnnxGraph:
-    """Nodes and initializers of a model, including those of subgraphs and functions."""
+    """Nodes and initializers of a model, including those of subgraphs and functions.
+
+    ``inputs`` and ``outputs`` are those of the main graph, as serialized ValueInfoProto.
+    """
 
     nodes: list[GraphNode] = field(default_factory=list)
     initializers: list[Initializer] = field(default_factory=list)
+    inputs: list[bytes] = field(default_factory=list)
+    outputs: list[bytes] = field(default_factory=list)
 
 
 def first_integer_operator(graph: OnnxGraph) -> str | None:
@@ -159,6 +164,10 @@ class _Wire:
             if number == 7:
                 self.subgraph(start, end)
                 has_graph = True
+                for field_number, begin, field_end in self.messages(start, end):
+                    if field_number in (11, 12):
+                        values = self.graph.inputs if field_number == 11 else self.graph.outputs
+                        values.append(self.data[begin:field_end])
             # The nodes of a FunctionProto.
             elif number == 25:
                 for field_number, begin, field_end in self.messages(start, end):

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.formats.graph_value import GraphValue
 from compress.formats.integrity import Encode, ModelInspector, Stored, answers_of, stored_arrays
 from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph, read_graph
 from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
@@ -28,6 +30,9 @@ from compress.models.pipeline_folder import image_generation_hook
 from compress.models.processor import processor_of
 from compress.models.stored_tensor import Role, StoredTensor, stored
 from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
 
 _GENERATED = re.compile(r"^(onnx::.*|_?val?_\d+|_v_\d+|\d+|packed_\w+_\d+|t_?\d+|arg\d+_\d+)$")
 _QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)$")
@@ -251,6 +256,41 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """Return every initializer, its external data checked. Raises `ModelError`."""
     graph = read_graph(file)
     return annotate_tensors(graph, [_stored(item, file) for item in graph.initializers])
+
+
+def read_signature(file: Path) -> dict[str, list[GraphValue]]:
+    """Return the ``inputs`` and ``outputs`` of a graph. Raises `ModelError`.
+
+    Inputs that only name an initializer, as before version 4 of the format, are left out.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    graph = read_graph(file)
+    stored_names = {item.name for item in graph.initializers}
+    try:
+        values = {
+            "inputs": [onnx.ValueInfoProto.FromString(value) for value in graph.inputs],
+            "outputs": [onnx.ValueInfoProto.FromString(value) for value in graph.outputs],
+        }
+    except DecodeError as error:
+        raise ModelError(f"{file.name} is not a valid ONNX file: {error}", where=str(file)) from error
+    return {
+        kind: [_graph_value(value) for value in items if value.name not in stored_names]
+        for kind, items in values.items()
+    }
+
+
+def _graph_value(value: onnx.ValueInfoProto) -> GraphValue:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return GraphValue(name=value.name, dtype=value.type.WhichOneof("value") or "unknown", shape=None)
+    axes = tensor.shape.dim if tensor.HasField("shape") else None
+    return GraphValue(
+        name=value.name,
+        dtype=DTYPES.get(tensor.elem_type, "unknown"),
+        shape=None if axes is None else tuple(getattr(axis, axis.WhichOneof("value") or "", None) for axis in axes),
+    )
 
 
 def annotate_tensors(graph: OnnxGraph, tensors: Sequence[StoredTensor]) -> list[StoredTensor]:

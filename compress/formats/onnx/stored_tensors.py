@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import ValidationError
 
 from compress.formats.graph_value import GraphValue
 from compress.formats.integrity import Encode, ModelInspector, Stored, answers_of, stored_arrays
@@ -268,17 +269,15 @@ def read_signature(file: Path) -> dict[str, list[GraphValue]]:
 
     graph = read_graph(file)
     stored_names = {item.name for item in graph.initializers}
+    values: dict[str, list[GraphValue]] = {}
     try:
-        values = {
-            "inputs": [onnx.ValueInfoProto.FromString(value) for value in graph.inputs],
-            "outputs": [onnx.ValueInfoProto.FromString(value) for value in graph.outputs],
-        }
-    except DecodeError as error:
-        raise ModelError(f"{file.name} is not a valid ONNX file: {error}", where=str(file)) from error
-    return {
-        kind: [_graph_value(value) for value in items if value.name not in stored_names]
-        for kind, items in values.items()
-    }
+        for kind, items in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+            read = [_graph_value(onnx.ValueInfoProto.FromString(item)) for item in items]
+            values[kind] = [value for value in read if value.name not in stored_names]
+    # protobuf returns strings that are not UTF-8 as bytes, which pydantic refuses.
+    except (DecodeError, ValidationError) as error:
+        raise ModelError(f"{file.name} holds {kind} that cannot be read.", where=str(file)) from error
+    return values
 
 
 def _graph_value(value: onnx.ValueInfoProto) -> GraphValue:

@@ -28,6 +28,8 @@ _EVALUATED_AT_ONCE = 32
 _RANKED_ON = 4
 """Calls that tell which layer does more damage than another, where many more tell how much all of them do."""
 COLUMNS = ("Layer", "Operator", "Damage", "Bytes saved by INT8", "Now")
+_NOTED_SHARE = 0.25
+"""Share of the bytes that INT8 could save, above which float layers get a note."""
 _FLOAT, _INT8 = "kept in float", "int8"
 
 
@@ -81,6 +83,20 @@ class FallbackSearch:
         # The layers are judged one by one only if the model with all of them in INT8 fails.
         kept = f"{len(self.kept)} of {len(self.damages)} layers" if self.damages else "no layer"
         return f"{error if self.by_error else metric} with {kept} in float, {self.evaluations} evaluations"
+
+    def size_note(self) -> str | None:
+        """Return which float layer costs the most bytes and which field would quantize it; None for a small share."""
+        savings = {damage.layer.name: damage.saved_bytes for damage in self.damages}
+        lost = {name: savings[name] for name in self.kept if name in savings}
+        total = sum(savings.values())
+        if not lost or sum(lost.values()) < _NOTED_SHARE * total:
+            return None
+        largest = max(lost, key=lambda name: lost[name])
+        field = "a higher error_ceiling" if self.by_error else "a lower accuracy_floor"
+        return (
+            f"float layers hold {sum(lost.values()) / total:.0%} of the weights, {largest} alone "
+            f"{lost[largest] / total:.0%}; {field} quantizes more of them and makes the file smaller"
+        )
 
 
 def search(

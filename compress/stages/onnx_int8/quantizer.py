@@ -138,6 +138,8 @@ def _search(
         merit, share = inputs.merit(), floor
     outcome = search(graph, made, merit, share, feeds, context.progress, left, ceiling is not None)
     context.note(f"onnx_int8: {outcome.verdict()}")
+    if size_note := outcome.size_note():
+        context.note(f"onnx_int8: {size_note}")
     for name in outcome.kept:
         context.detail(f"onnx_int8: {name} stays in float")
     if outcome.damages:

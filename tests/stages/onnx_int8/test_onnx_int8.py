@@ -35,7 +35,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import processor_of
 from compress.numerics.sampling import spread_sample
-from compress.stages.onnx_int8.accuracy_aware import agreement_with, merit_of, rank, search
+from compress.stages.onnx_int8.accuracy_aware import Damage, FallbackSearch, agreement_with, merit_of, rank, search
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne, calibration_set
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.onnx_weight_only import OnnxWeightOnly
@@ -102,6 +102,18 @@ def test_layers_named_in_the_recipe_stay_float():
         OnnxInt8(keep=("*layer.9*",)).run(model(), context)
     with pytest.raises(StageError, match="Every layer"):
         OnnxInt8(keep=("*",)).run(model(), context)
+
+
+def test_float_layers_that_cost_most_of_the_file_are_named():
+    layers = [
+        QuantizableLayer(name, "MatMul", f"{name}.weight", size, -1) for name, size in (("a", 10), ("b", 60), ("c", 30))
+    ]
+    damages = tuple(Damage(layer, 0.1) for layer in layers)
+    outcome = FallbackSearch(onnx.ModelProto(), damages, ("a", "b"), 0.95, 0.96, 1.0, 3, by_error=True)
+    note = outcome.size_note()
+    assert note is not None and "hold 70% of the weights, b alone 60%; a higher error_ceiling" in note
+    assert "a lower accuracy_floor" in str(replace(outcome, by_error=False).size_note())
+    assert replace(outcome, kept=("a",)).size_note() is None and replace(outcome, kept=()).size_note() is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ from compress.utils.isolation import NativeCrashError, call_in_copy
 
 # The reader of `compress inspect` does something hostile in place of reading.
 PROGRAM = """
-import ctypes, os, pathlib, socket, sys, time
+import ctypes, os, pathlib, signal, socket, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job of a shell ignores SIGINT, nohup SIGHUP.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from compress.sources import resolve
 original = resolve.find_model
 def find_model(reference, progress=None):

@@ -27,6 +27,7 @@ _FEWEST_STEPS, _MOST_EPOCHS = 30, 20
 
 
 def init(
+    model_argument: Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Local folder, GGUF or ONNX file, sample:NAME, or Hugging Face id.")
     ] = None,
@@ -56,6 +57,9 @@ def init(
     from compress.recipe.json_schema import full_recipe
     from compress.tasks.registry import TASK_NAMES, TASKS
 
+    if model is not None and model_argument not in (None, model):
+        raise InputError(f"Two models are named: {model_argument} and {model}.", where="--model", expected="one model")
+    model = model or model_argument
     asks = not json_ and sys.stdin.isatty() and sys.stdout.isatty()
     if task is not None and task not in TASK_NAMES:
         message = f"There is no task {task!r}.{did_you_mean(task, TASK_NAMES)}"

@@ -66,6 +66,16 @@ def test_folder_with_splits_becomes_a_short_valid_recipe(place: Path) -> None:
     assert fields["baseline"] == "finetune"
 
 
+def test_the_model_may_be_an_argument(place: Path) -> None:
+    output_of("init", "encoder", "--data", "splits", "--output", "one.yaml")
+    output_of("init", "--model", "encoder", "--data", "splits", "--output", "two.yaml")
+    one, two = (yaml.safe_load((place / name).read_text()) for name in ("one.yaml", "two.yaml"))
+    assert one == {**two, "name": "one"}
+    with pytest.raises(InputError, match="Two models are named: encoder and other"):
+        invoke("init", "encoder", "--model", "other", "--data", "splits", "--output", "three.yaml")
+    assert not (place / "three.yaml").exists()
+
+
 def test_other_column_names_are_mapped(place: Path) -> None:
     output_of("init", "--model", "encoder", "--data", "reviews.csv")
     fields = checked(place / "reviews.yaml")

@@ -25,6 +25,7 @@ from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.reduce_dimensions import ReduceDimensions
+from compress.stages.static_embeddings.stage import StaticEmbeddings
 from compress.tasks.inference import predict
 from compress.tasks.registry import TASKS
 
@@ -78,15 +79,18 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
     model = sentences.encoder(SentenceModules(sentences.WIDTH, ("cls",), (Normalize(),)))
     rotated = ReduceDimensions(dimensions=8).run(model, sentences.context())
     rotated.save(home)
+    static = StaticEmbeddings(dimensions=8).run(normalized(), sentences.context())
+    static.save(home / "static")
     jobs = {
         "float": (shipped(home / "float", False, False, 8), "onnx", f"onnx/{FLOAT_GRAPH}"),
         "integers": (shipped(home / "integers", True, True, None), "onnx", f"onnx/{QUANTIZED_GRAPH}"),
         "checkpoint": (home, "torch", ""),
+        "static": (home / "static", "torch", ""),
     }
     job_list = json.dumps([[str(folder), *others] for folder, *others in jobs.values()])
     script = Path(__file__).with_name("sentence_transformers_embeds.py")
     answered = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), job_list))
-    models = {"checkpoint": rotated}
+    models = {"checkpoint": rotated, "static": static}
     return {name: Opened(jobs[name][0], models.get(name), answer) for name, answer in zip(jobs, answered, strict=True)}
 
 
@@ -109,6 +113,18 @@ def test_checkpoint_with_rotation_matches_in_sentence_transformers(opened: dict[
     examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
     np.testing.assert_allclose(answer["embeddings"], predict(model.module, examples)[: len(TEXTS)], atol=1e-5)
     assert answer["length"] == model.tokenizer.model_max_length  # 256, were it longer
+
+
+def test_static_model_matches_in_sentence_transformers_and_model2vec(opened: dict[str, Opened]) -> None:
+    folder, model, answer = opened["static"]
+    assert model is not None
+    examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
+    embeddings = predict(model.module, examples)[: len(TEXTS)]
+    assert embeddings.std(axis=0).min() > 0.01
+    script = Path(__file__).with_name("model2vec_embeds.py")
+    by_model2vec = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), str(folder)))
+    np.testing.assert_allclose(answer["embeddings"], embeddings, atol=1e-5)
+    np.testing.assert_allclose(by_model2vec, embeddings, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

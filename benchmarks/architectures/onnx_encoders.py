@@ -91,6 +91,7 @@ TRIAL = Trial(("ONNX", "attention", "INT8 error", "INT8 size"), judge)
 
 def quantize(name: str, graph: Any, examples: Any) -> Any:
     """Quantize a graph to INT8 like the stage `onnx_int8`: dynamic for texts, static for images."""
+    from compress.formats.onnx.int8.byte_products import keep_from_saturating
     from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
     from compress.formats.onnx.int8.settings import Int8Options
     from compress.formats.onnx.int8.static import StaticQuantizer
@@ -100,6 +101,7 @@ def quantize(name: str, graph: Any, examples: Any) -> Any:
         int8_graph = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
     else:
         int8_graph = quantize_products(graph, per_channel=True, reduce_range=False)
+        keep_from_saturating(int8_graph, graph)  # The default of the stage: without VNNI sums would saturate.
     quantize_rows_in_order(int8_graph)
     quantize_embeddings(int8_graph, 8)
     return int8_graph

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx_ir as ir
 from onnx_decoders import quantize_checkpoint
 from tiny_encoder_decoders import decoder_ids, examples, save
-from trials import Trial
+from trials import SILENT, Trial
 
 from compress.formats.onnx.decoder import (
     GraphSettings,
@@ -27,9 +25,6 @@ from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.utils.errors import CompressError
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 _TOLERANCE, _STEPS = 1e-3, 10
 _MAX_INT8_ERROR = 0.2
@@ -48,10 +43,9 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     )
     # Both branches of an If node have the cross-attention.
     cells = {"ONNX": difference, "attention": f"{nodes['MultiHeadAttention'] - nodes['If']} fused"}
-    silent_context = cast("Context", SimpleNamespace(note=lambda _: None))
     for column, measure in (
         ("4 bits", lambda: _four_bit_error(name, module, source, folder / "quantized")),
-        ("INT8 error", lambda: _int8_error(name, model, OnnxInt8().run(model, silent_context))),
+        ("INT8 error", lambda: _int8_error(name, model, OnnxInt8().run(model, SILENT))),
     ):
         try:
             cells[column] = measure()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from tiny_encoders import IMAGES, build, examples_of, inputs
-from trials import Trial
+from trials import SILENT, Trial
 
 from compress.utils.errors import CompressError
 
@@ -90,18 +90,17 @@ TRIAL = Trial(("ONNX", "attention", "INT8 error", "INT8 size"), judge)
 
 
 def quantize(name: str, graph: Any, examples: Any) -> Any:
-    """Quantize a graph to INT8 like the stage `onnx_int8`: dynamic for texts, static for images."""
-    from compress.formats.onnx.int8.byte_products import keep_from_saturating
-    from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
+    """Quantize a graph to INT8: texts by the stage `onnx_int8`, images like its static method."""
+    from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_rows_in_order
     from compress.formats.onnx.int8.settings import Int8Options
     from compress.formats.onnx.int8.static import StaticQuantizer
+    from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+    from compress.stages.onnx_int8.stage import OnnxInt8
 
-    if name in IMAGES:
-        feeds = [examples.batch([row]) for row in range(32)]
-        int8_graph = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
-    else:
-        int8_graph = quantize_products(graph, per_channel=True, reduce_range=False)
-        keep_from_saturating(int8_graph, graph)  # The default of the stage: without VNNI sums would saturate.
+    if name not in IMAGES:
+        return OnnxInt8().run(OnnxModel(graph, FLOAT_GRAPH, {}), SILENT).graph
+    feeds = [examples.batch([row]) for row in range(32)]
+    int8_graph = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
     quantize_rows_in_order(int8_graph)
     quantize_embeddings(int8_graph, 8)
     return int8_graph

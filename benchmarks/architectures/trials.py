@@ -9,9 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 from compress.utils.errors import CompressError, first_line
 
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+SILENT = cast("Context", SimpleNamespace(note=lambda _: None))
+"""Context of stages that only write notes, which are dropped."""
 REASON = "reason"
 _LIMIT_SECONDS = 300
 _NO, _UNFUSED = "no", "as it is"

@@ -57,16 +57,13 @@ def init(
     from compress.recipe.json_schema import full_recipe
     from compress.tasks.registry import TASK_NAMES, TASKS
 
-    if model is not None and model_argument not in (None, model):
-        raise InputError(f"Two models are named: {model_argument} and {model}.", where="--model", expected="one model")
-    model = model or model_argument
     asks = not json_ and sys.stdin.isatty() and sys.stdout.isatty()
     if task is not None and task not in TASK_NAMES:
         message = f"There is no task {task!r}.{did_you_mean(task, TASK_NAMES)}"
         raise InputError(message, where="--task", expected=f"one of {', '.join(TASK_NAMES)}")
     find_target(target)
     given = dict(map(_parse_column, column or ()))
-    model = model or _ask("--model", "Model (folder, GGUF or ONNX file, sample:NAME, Hugging Face id)", _models(), asks)
+    model = _one_model(model_argument, model, asks)
     folder = Path() if output is None else output.parent
     found = _find_model(model, task)
     if data is None and not (found.task and TASKS[found.task].data):
@@ -101,6 +98,14 @@ def init(
     for note in notes:
         show_hint(note)
     typer.echo("\n".join(["Next:", *(f"  {command}" for command in commands)]))
+
+
+def _one_model(argument: str | None, option: str | None, asks: bool) -> str:
+    """Return the model of the command line, or ask for it. Raises `InputError` for two different ones."""
+    if argument is not None and option not in (None, argument):
+        raise InputError(f"Two models are named: {argument} and {option}.", where="--model", expected="one model")
+    question = "Model (folder, GGUF or ONNX file, sample:NAME, Hugging Face id)"
+    return argument or option or _ask("--model", question, _models(), asks)
 
 
 def _convolution_notes(data: str | None) -> list[str]:

@@ -6,12 +6,17 @@ Field numbers are those of onnx.proto. Wire types: 0 varint, 1 eight bytes, 2 le
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compress.utils.errors import ModelError
 from compress.utils.read_limits import LIMITS, refuse_above
+
+if TYPE_CHECKING:
+    import onnx
 
 _DTYPES_FROM_1 = (
     *("float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16", "float64"),
@@ -99,6 +104,14 @@ def read_graph(path: Path) -> OnnxGraph:
     return graph
 
 
+def axes_of(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    """Return fixed sizes and names of axes; some exporters write numbers below 1 for a dynamic axis."""
+    dimensions = value.type.tensor_type.shape.dim
+    names = [axis.dim_param if re.search(r"\w", axis.dim_param) else None for axis in dimensions]
+    # A protobuf field that is not set is 0 or empty.
+    return tuple(axis.dim_value if axis.dim_value > 0 else name for axis, name in zip(dimensions, names, strict=True))
+
+
 @dataclass
 class _Wire:
     """Parser of one file. Its methods take the byte range of a message and add to ``graph``."""
@@ -162,12 +175,8 @@ class _Wire:
         has_graph = False
         for number, start, end in self.messages(0, stop):
             if number == 7:
-                self.subgraph(start, end)
+                self.subgraph(start, end, main=True)
                 has_graph = True
-                for field_number, begin, field_end in self.messages(start, end):
-                    if field_number in (11, 12):
-                        values = self.graph.inputs if field_number == 11 else self.graph.outputs
-                        values.append(self.data[begin:field_end])
             # The nodes of a FunctionProto.
             elif number == 25:
                 for field_number, begin, field_end in self.messages(start, end):
@@ -175,13 +184,17 @@ class _Wire:
                         self.node(begin, field_end)
         return has_graph
 
-    def subgraph(self, start: int, stop: int) -> None:
-        """Read a GraphProto."""
+    def subgraph(self, start: int, stop: int, main: bool = False) -> None:
+        """Read a GraphProto. Inputs and outputs are read if it is the ``main`` graph."""
         for number, begin, end in self.messages(start, stop):
             if number == 1:
                 self.node(begin, end)
             elif number == 5:
                 self.graph.initializers.append(self.tensor(begin, end))
+            elif main and number == 11:
+                self.graph.inputs.append(self.data[begin:end])
+            elif main and number == 12:
+                self.graph.outputs.append(self.data[begin:end])
             # The values and indices of a SparseTensorProto.
             elif number == 15:
                 places = [place for place in self.messages(begin, end) if place[0] in (1, 2)]

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from compress.formats.graph_value import GraphValue
 from compress.formats.integrity import Encode, ModelInspector, Stored, answers_of, stored_arrays
-from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph, read_graph
+from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph, axes_of, read_graph
 from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
 from compress.formats.runtime import open_model
 from compress.models.model import write_companions
@@ -274,8 +274,8 @@ def read_signature(file: Path) -> dict[str, list[GraphValue]]:
         for kind, items in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             read = [_graph_value(onnx.ValueInfoProto.FromString(item)) for item in items]
             values[kind] = [value for value in read if value.name not in stored_names]
-    # protobuf returns strings that are not UTF-8 as bytes, which pydantic refuses.
-    except (DecodeError, ValidationError) as error:
+    # protobuf returns strings that are not UTF-8 as bytes, which pydantic and `re` refuse.
+    except (DecodeError, TypeError, ValidationError) as error:
         raise ModelError(f"{file.name} holds {kind} that cannot be read.", where=str(file)) from error
     return values
 
@@ -284,11 +284,10 @@ def _graph_value(value: onnx.ValueInfoProto) -> GraphValue:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return GraphValue(name=value.name, dtype=value.type.WhichOneof("value") or "unknown", shape=None)
-    axes = tensor.shape.dim if tensor.HasField("shape") else None
     return GraphValue(
         name=value.name,
         dtype=DTYPES.get(tensor.elem_type, "unknown"),
-        shape=None if axes is None else tuple(getattr(axis, axis.WhichOneof("value") or "", None) for axis in axes),
+        shape=axes_of(value) if tensor.HasField("shape") else None,
     )
 
 

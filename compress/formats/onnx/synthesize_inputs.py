@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from compress.formats.onnx.graph_reader import axes_of
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.models.graph_inputs import GraphInput, GraphInputs
 from compress.utils.errors import first_line
@@ -30,8 +31,6 @@ _THROUGH = ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Slice", "Exp
 _FATAL_ONLY = 4
 _FEW = 16
 """Upper bound for integers of unknown meaning."""
-
-Axes = tuple[int | str | None, ...]
 
 
 def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
@@ -60,7 +59,7 @@ def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSess
 
 def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> Iterator[tuple[GraphInput, ...]]:
     """Yield candidate inputs: sizes that grow from attempt to attempt."""
-    axes = {entry.name: _axes(entry) for entry in entries}
+    axes = {entry.name: axes_of(entry) for entry in entries}
     # A dynamic axis without a name is identified by its position.
     keys = {
         name: [f"{name}/{index}" if axis is None else axis for index, axis in enumerate(input_axes)]
@@ -114,14 +113,6 @@ def _filling(name: str, dtype: str, tables: Mapping[str, int | None], longest: i
     if _RATE.search(plain):
         return _SAMPLING_RATE, None
     return (longest, None) if _LENGTH.search(plain) else (None, tables.get(name) or _FEW)
-
-
-def _axes(entry: onnx.ValueInfoProto) -> Axes:
-    """Return fixed sizes and names of axes; some exporters write numbers below 1 for a dynamic axis."""
-    dimensions = entry.type.tensor_type.shape.dim
-    names = [axis.dim_param if re.search(r"\w", axis.dim_param) else None for axis in dimensions]
-    # A protobuf field that is not set is 0 or empty.
-    return tuple(axis.dim_value if axis.dim_value > 0 else name for axis, name in zip(dimensions, names, strict=True))
 
 
 def _dtype(entry: onnx.ValueInfoProto) -> str:

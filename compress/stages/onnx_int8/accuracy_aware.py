@@ -86,16 +86,16 @@ class FallbackSearch:
 
     def size_note(self) -> str | None:
         """Return which float layer costs the most bytes and which field would quantize it; None for a small share."""
-        savings = {damage.layer.name: damage.saved_bytes for damage in self.damages}
-        lost = {name: savings[name] for name in self.kept if name in savings}
-        total = sum(savings.values())
-        if not lost or sum(lost.values()) < _NOTED_SHARE * total:
+        total = sum(damage.saved_bytes for damage in self.damages)
+        kept = [damage for damage in self.damages if damage.layer.name in self.kept]
+        lost = sum(damage.saved_bytes for damage in kept)
+        if not kept or lost < _NOTED_SHARE * total:
             return None
-        largest = max(lost, key=lambda name: lost[name])
+        largest = max(kept, key=lambda damage: damage.saved_bytes)
         field = "a higher error_ceiling" if self.by_error else "a lower accuracy_floor"
         return (
-            f"float layers hold {sum(lost.values()) / total:.0%} of the weights, {largest} alone "
-            f"{lost[largest] / total:.0%}; {field} quantizes more of them and makes the file smaller"
+            f"float layers hold {lost / total:.0%} of the weights, {largest.layer.name} alone "
+            f"{largest.saved_bytes / total:.0%}; {field} quantizes more of them and makes the file smaller"
         )
 
 

@@ -46,7 +46,7 @@ class StaticEmbeddings(Stage[TorchModel, TorchModel]):
     kind: Literal["static_embeddings"] = "static_embeddings"
     dimensions: int = Field(256, ge=1, description="dimensions of the vectors, at most those of the encoder")
     sif: float = Field(
-        1e-4, ge=0, description="a vector is multiplied by sif / (sif + frequency of its token); 0: no weights"
+        1e-3, ge=0, description="a vector is multiplied by sif / (sif + frequency of its token); 0: no weights"
     )
     whiten: bool = Field(False, description="scale every dimension to the same variance over the vocabulary")
     filters: Annotated[int, AppliesTo(requires=frozenset({HAS_CLASSES}))] = Field(

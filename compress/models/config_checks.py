@@ -171,6 +171,8 @@ def _known(kind: str) -> bool:
 
     The source text of its modules is read without importing them, which would take seconds.
     """
+    if kind == STATIC_MODEL_TYPE:
+        return True
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin, "this package requires it"
     folder = Path(spec.origin).parent / "models" / "auto"
@@ -178,6 +180,8 @@ def _known(kind: str) -> bool:
     return not files or any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in files)
 
 
+STATIC_MODEL_TYPE = "model2vec"
+"""Type of the models in `static_model`, which transformers does not have itself."""
 MODULE_KEY = "compress_module"
 """Key in config.json with the function that builds the model; see `custom_module`."""
 TIMM_NETWORK = "compress.models.timm_models:build"

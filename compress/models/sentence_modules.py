@@ -170,9 +170,7 @@ def _read_modules(folder: Path) -> SentenceModules:
         expected = "Transformer and Pooling, or StaticEmbedding, then any others"
         raise _unknown(folder / MODULES, f"modules {', '.join(kinds)}", expected)
     modes, width = (
-        (("mean",), read_json(folder / "config.json")["hidden_size"])
-        if static
-        else _pooling(_below(folder, entries[1]) / "config.json")
+        (("mean",), _static_width(folder)) if static else _pooling(_below(folder, entries[1]) / "config.json")
     )
     later = 1 if static else 2
     steps = [
@@ -262,6 +260,12 @@ def _read_step(kind: str, folder: Path) -> Step:
 
 def _unknown(where: Path, found: str, expected: str) -> ModelError:
     return ModelError(f"The model has {found}, which can't be computed here.", where=str(where), expected=expected)
+
+
+def _static_width(folder: Path) -> int:
+    """Return the dimensions of a static model, which model2vec's own configs name `hidden_dim`."""
+    config = read_json(folder / "config.json")
+    return int(config["hidden_size"] if "hidden_size" in config else config["hidden_dim"])
 
 
 def _tensors(step: Dense) -> dict[str, np.ndarray]:

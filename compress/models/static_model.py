@@ -7,10 +7,13 @@ of model2vec, which sentence-transformers reads as `StaticEmbedding`.
 from __future__ import annotations
 
 from functools import cache
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import safe_open
 from torch import nn
 from torch.nn.functional import pad
 from transformers import (
@@ -24,14 +27,19 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
+from compress.models.config_checks import STATIC_MODEL_TYPE
 from compress.numerics.pooling import pool
+
+_TABLE = "embeddings"
+"""Name of the vectors in the weights, which model2vec and sentence-transformers read."""
 
 
 @strict
 class StaticConfig(PreTrainedConfig):  # type: ignore[misc]
     """Config of a static model. A classifier has ``filters`` of ``window`` tokens, or without filters a linear head."""
 
-    model_type = "model2vec"
+    model_type = STATIC_MODEL_TYPE
+    attribute_map = {"hidden_dim": "hidden_size"}
 
     vocab_size: int = 30522
     hidden_size: int = 256
@@ -47,6 +55,16 @@ class StaticPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """Base class of static models."""
 
     config_class = StaticConfig
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str], *inputs: Any, config: StaticConfig, **options: Any) -> Any:
+        """Return the model of a folder. model2vec writes no `vocab_size` into its config, so the table gives it."""
+        weights = Path(folder, "model.safetensors")
+        if weights.is_file():
+            with safe_open(weights, "pt") as tensors:
+                if _TABLE in tensors.keys():  # noqa: SIM118 - the file is no mapping
+                    config.vocab_size = tensors.get_slice(_TABLE).get_shape()[0]
+        return super().from_pretrained(folder, *inputs, config=config, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -111,6 +129,5 @@ def register_static_models() -> None:
     AutoConfig.register(StaticConfig.model_type, StaticConfig)
     AutoModel.register(StaticConfig, StaticModel)
     AutoModelForSequenceClassification.register(StaticConfig, StaticForSequenceClassification)
-    # model2vec and sentence-transformers read the vectors under this name.
-    renaming = WeightRenaming("embeddings", "embeddings.weight")
+    renaming = WeightRenaming(_TABLE, "embeddings.weight")
     register_checkpoint_conversion_mapping(StaticConfig.model_type, [renaming])

@@ -127,6 +127,14 @@ def test_static_model_matches_in_sentence_transformers_and_model2vec(opened: dic
     np.testing.assert_allclose(by_model2vec, embeddings, atol=1e-5)
 
 
+def test_folder_that_model2vec_writes_gives_its_embeddings(opened: dict[str, Opened], tmp_path: Path) -> None:
+    script, tokenizer = Path(__file__).with_name("model2vec_saves.py"), opened["static"].folder / "tokenizer.json"
+    by_model2vec = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), str(tokenizer), str(tmp_path / "m")))
+    model = TASKS[sentences.TASK].load(tmp_path / "m", None, trust_remote_code=False)
+    examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
+    np.testing.assert_allclose(predict(model.module, examples)[: len(TEXTS)], by_model2vec, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def plain() -> OnnxModel:
     """Return a graph without pooling, which clients do themselves."""

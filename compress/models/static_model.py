@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn.functional import pad
 from transformers import (
@@ -32,6 +33,10 @@ from compress.numerics.pooling import pool
 
 _TABLE = "embeddings"
 """Name of the vectors in the weights, which model2vec and sentence-transformers read."""
+_ROWS = "mapping"
+"""Name of the row of each token in model2vec's tables with fewer rows than tokens."""
+_SCALES = "weights"
+"""Name of the factor of each token in such tables."""
 
 
 @strict
@@ -58,13 +63,27 @@ class StaticPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], *inputs: Any, config: StaticConfig, **options: Any) -> Any:
-        """Return the model of a folder. model2vec writes no `vocab_size` into its config, so the table gives it."""
+        """Return the model of a folder. In one that model2vec wrote, the tensors give the size of the vocabulary."""
         weights = Path(folder, "model.safetensors")
+        others: dict[str, torch.Tensor] = {}
         if weights.is_file():
             with safe_open(weights, "pt") as tensors:
-                if _TABLE in tensors.keys():  # noqa: SIM118 - the file is no mapping
+                names = set(tensors.keys())
+                if _TABLE in names:
                     config.vocab_size = tensors.get_slice(_TABLE).get_shape()[0]
-        return super().from_pretrained(folder, *inputs, config=config, **options)
+                others = {name: tensors.get_tensor(name) for name in (_ROWS, _SCALES) if name in names}
+        loaded = super().from_pretrained(folder, *inputs, config=config, **options)
+        # `output_loading_info` returns a pair.
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if others:
+            table = model.embeddings.weight.detach()
+            table = table[others[_ROWS].long()] if _ROWS in others else table
+            table = table * others[_SCALES].to(table.dtype)[:, None] if _SCALES in others else table
+            model.embeddings = nn.Embedding.from_pretrained(table, freeze=False)
+            config.vocab_size = model.config.vocab_size = len(table)
+        if config.unk_token_id is None:
+            _drop_unknown(model, Path(folder, "tokenizer.json"))
+        return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -121,6 +140,19 @@ class StaticForSequenceClassification(StaticModel):
         active = torch.relu(self.convolution(windows)) * mask
         pooled = torch.cat([active.sum(dim=1) / mask.sum(dim=1).clamp(min=1), active.amax(dim=1)], dim=-1)
         return SequenceClassifierOutput(logits=self.classifier(pooled))
+
+
+def _drop_unknown(model: StaticPreTrainedModel, tokenizer_file: Path) -> None:
+    """Set the vector of the unknown token to zero: model2vec leaves the token out, as its configs do not say."""
+    if not tokenizer_file.is_file():
+        return
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    token = getattr(tokenizer.model, "unk_token", None)
+    row = tokenizer.token_to_id(token) if token else None
+    if row is not None and row < model.embeddings.num_embeddings:
+        model.config.unk_token_id = row
+        with torch.no_grad():
+            model.embeddings.weight[row] = 0
 
 
 @cache

@@ -127,11 +127,16 @@ def test_static_model_matches_in_sentence_transformers_and_model2vec(opened: dic
     np.testing.assert_allclose(by_model2vec, embeddings, atol=1e-5)
 
 
-def test_folder_that_model2vec_writes_gives_its_embeddings(opened: dict[str, Opened], tmp_path: Path) -> None:
+@pytest.mark.parametrize("vocabulary", ["plain", "quantized"])
+def test_folder_that_model2vec_writes_gives_its_embeddings(
+    opened: dict[str, Opened], tmp_path: Path, vocabulary: str
+) -> None:
     script, tokenizer = Path(__file__).with_name("model2vec_saves.py"), opened["static"].folder / "tokenizer.json"
-    by_model2vec = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), str(tokenizer), str(tmp_path / "m")))
+    texts = [*TEXTS[:-1], "superb \N{SNOWMAN} film"]  # with an unknown token
+    arguments = (json.dumps(texts), str(tokenizer), str(tmp_path / "m"), vocabulary)
+    by_model2vec = json.loads(SENTENCE_TRANSFORMERS.run(script, *arguments))
     model = TASKS[sentences.TASK].load(tmp_path / "m", None, trust_remote_code=False)
-    examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
+    examples = sentences.context().task.encode(pa.table({"text": texts, "pair": texts}), model.processor, None, 24)
     np.testing.assert_allclose(predict(model.module, examples)[: len(TEXTS)], by_model2vec, atol=1e-5)
 
 

@@ -79,7 +79,7 @@ class StaticPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             table = model.embeddings.weight.detach()
             table = table[others[_ROWS].long()] if _ROWS in others else table
             table = table * others[_SCALES].to(table.dtype)[:, None] if _SCALES in others else table
-            model.embeddings = nn.Embedding(*table.shape, _weight=table)
+            model.embeddings = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
             config.vocab_size = model.config.vocab_size = len(table)
         if config.unk_token_id is None:
             _drop_unknown(model, Path(folder, "tokenizer.json"))

@@ -265,7 +265,8 @@ def _unknown(where: Path, found: str, expected: str) -> ModelError:
 def _static_width(folder: Path) -> int:
     """Return the dimensions of a static model, which model2vec's own configs name `hidden_dim`."""
     config = read_json(folder / "config.json")
-    return int(config["hidden_size"] if "hidden_size" in config else config["hidden_dim"])
+    width: int = config["hidden_size" if "hidden_size" in config else "hidden_dim"]
+    return width
 
 
 def _tensors(step: Dense) -> dict[str, np.ndarray]:

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from safetensors import safe_open
-from tokenizers import Tokenizer
 from torch import nn
 from torch.nn.functional import pad
 from transformers import (
@@ -29,6 +27,8 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from compress.models.config_checks import STATIC_MODEL_TYPE
+from compress.models.processor import read_tokenizer
+from compress.models.safetensors_file import read_header, read_tensor
 from compress.numerics.pooling import pool
 
 _TABLE = "embeddings"
@@ -46,7 +46,7 @@ class StaticConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = STATIC_MODEL_TYPE
     attribute_map = {"hidden_dim": "hidden_size"}
 
-    vocab_size: int = 30522
+    vocab_size: int | None = None
     hidden_size: int = 256
     num_hidden_layers: int = 0
     filters: int = 0
@@ -63,24 +63,22 @@ class StaticPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], *inputs: Any, config: StaticConfig, **options: Any) -> Any:
-        """Return the model of a folder. In one that model2vec wrote, the tensors give the size of the vocabulary."""
-        weights = Path(folder, "model.safetensors")
-        others: dict[str, torch.Tensor] = {}
-        if weights.is_file():
-            with safe_open(weights, "pt") as tensors:
-                names = set(tensors.keys())
-                if _TABLE in names:
-                    config.vocab_size = tensors.get_slice(_TABLE).get_shape()[0]
-                others = {name: tensors.get_tensor(name) for name in (_ROWS, _SCALES) if name in names}
+        """Return the model of a folder. Configs of model2vec name neither the size of the vocabulary nor its tokens."""
+        path = Path(folder, "model.safetensors")
+        shapes = {tensor.name: tensor.shape for tensor in read_header(path)} if path.is_file() else {}
+        if config.vocab_size is None and _TABLE in shapes:
+            config.vocab_size = shapes[_TABLE][0]
         loaded = super().from_pretrained(folder, *inputs, config=config, **options)
         # `output_loading_info` returns a pair.
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if others:
-            table = model.embeddings.weight.detach()
-            table = table[others[_ROWS].long()] if _ROWS in others else table
-            table = table * others[_SCALES].to(table.dtype)[:, None] if _SCALES in others else table
+        table = model.embeddings.weight.detach()
+        if _ROWS in shapes:
+            table = table[read_tensor(path, _ROWS).long()]
+        if _SCALES in shapes:
+            table = table * read_tensor(path, _SCALES).to(table.dtype)[:, None]
+        if shapes.keys() & {_ROWS, _SCALES}:
             model.embeddings = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
-            config.vocab_size = model.config.vocab_size = len(table)
+            model.config.vocab_size = len(table)
         if config.unk_token_id is None:
             _drop_unknown(model, Path(folder, "tokenizer.json"))
         return loaded
@@ -97,6 +95,7 @@ class StaticModel(StaticPreTrainedModel):
 
     def __init__(self, config: StaticConfig) -> None:
         super().__init__(config)
+        assert config.vocab_size is not None, f"neither the config nor a tensor {_TABLE!r} gives the vocab_size"
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.unk_token_id)
         self.post_init()
 
@@ -146,7 +145,7 @@ def _drop_unknown(model: StaticPreTrainedModel, tokenizer_file: Path) -> None:
     """Set the vector of the unknown token to zero: model2vec leaves the token out, as its configs do not say."""
     if not tokenizer_file.is_file():
         return
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = read_tokenizer(tokenizer_file)
     token = getattr(tokenizer.model, "unk_token", None)
     row = tokenizer.token_to_id(token) if token else None
     if row is not None and row < model.embeddings.num_embeddings:

@@ -124,6 +124,7 @@ def evaluate(
     from compress.formats.targets import find_target
     from compress.pipeline import generation_evals
     from compress.pipeline.artifact import check_opens, find_artifact
+    from compress.pipeline.index_evaluation import index_retrieval
     from compress.pipeline.target_session import TargetSession
 
     loaded = find_artifact(Path(artifact), None if recipe is None else find_recipe(Path(recipe)))
@@ -147,6 +148,7 @@ def evaluate(
             *generation_evals.choices(session),
             *generation_evals.instructed(session)[0],
             *generation_evals.similarities(session),
+            *index_retrieval(session),
             *generation_evals.judgements(session, parts),
         ]
     if not rows:

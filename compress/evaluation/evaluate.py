@@ -20,9 +20,11 @@ from compress.formats.target_profile import Target
 from compress.models.folder_checks import check_processor
 from compress.models.json_file import labels_of_config, read_json
 from compress.models.processor import load_processor
+from compress.numerics.embeddings import normalized
 from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
 from compress.results.metrics import metric_on_slice
 from compress.results.report import Measurement
+from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.tasks.tokens import by_length, keep_all
@@ -109,6 +111,35 @@ def predict(
     tracked = progress.track(batches, description, len(batches))
     outputs = keep_all(task, examples, tracked, lambda indices: session.predict(feed(examples.batch(indices))))
     return Predictions(outputs, examples.labels)
+
+
+def embed_texts(
+    artifact: Path,
+    task: Task,
+    texts: Sequence[str],
+    max_length: int,
+    target: Target,
+    threads: int,
+    progress: Progress,
+    description: str,
+) -> np.ndarray:
+    """Return normalized embeddings of texts [n, d]. Raises the errors of opening and running the model.
+
+    Args:
+        artifact: Model folder or file.
+        task: Task of the model.
+        texts: Texts to embed.
+        max_length: Largest number of tokens of a text.
+        target: Target that runs the model.
+        threads: Number of threads.
+        progress: Progress display.
+        description: Text of the progress bar.
+    """
+    import pyarrow as pa
+
+    examples = task.encode(pa.table({"text": list(texts)}), load_processor(artifact), None, max_length)
+    outputs = predict(artifact, task, examples, target, threads, progress, description).kept
+    return normalized(outputs[EMBEDDING])
 
 
 def open_reader(artifact: Path, target: Target, threads: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.data.judged import Question, RatedPairs
-from compress.evaluation.evaluate import open_reader, predict, share_row
+from compress.evaluation.evaluate import embed_texts, open_reader, share_row
 from compress.formats.target_profile import Target
-from compress.models.processor import load_processor, load_tokenizer
-from compress.numerics.embeddings import normalized
+from compress.models.processor import load_tokenizer
 from compress.numerics.statistics import pearson, spearman
 from compress.numerics.token_metrics import negative_log_likelihood
 from compress.results.report import Measurement
-from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
 from compress.utils.errors import DataError
 from compress.utils.progress import Progress
@@ -122,13 +120,10 @@ def pair_cosines(
         progress: Progress display.
         description: Text of the progress bar.
     """
-    import pyarrow as pa
-
     texts = list(dict.fromkeys(text for pairs in rated for text in (*pairs.texts, *pairs.pairs)))
     index_of_text = {text: index for index, text in enumerate(texts)}
-    examples = task.encode(pa.table({"text": texts}), load_processor(artifact), None, max_length)
-    outputs = predict(artifact, task, examples, target, threads, progress, description).kept
-    embeddings, cosines = normalized(outputs[EMBEDDING]), []
+    embeddings = embed_texts(artifact, task, texts, max_length, target, threads, progress, description)
+    cosines = []
     for pairs in rated:
         sides = (embeddings[[index_of_text[text] for text in side]] for side in (pairs.texts, pairs.pairs))
         cosines.append(np.einsum("nd,nd->n", *sides).tolist())

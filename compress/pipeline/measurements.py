@@ -16,6 +16,7 @@ from compress.inspection.budget import bytes_by_layer
 from compress.models.pipeline_folder import image_generation_hook
 from compress.pipeline import generation_evals
 from compress.pipeline.formats import can_write, measurable, unsupported_reason, weights_of
+from compress.pipeline.index_evaluation import index_retrieval
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
@@ -247,6 +248,7 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         + session.accuracies(findings.parts)
         + generation_evals.choices(session)
         + generation_evals.similarities(session)
+        + index_retrieval(session)
         + generation_evals.judgements(session, findings.parts)
     )
     if GENERATES_IMAGES in session.runner.inputs.task.capabilities:

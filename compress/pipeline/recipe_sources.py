@@ -19,6 +19,7 @@ from compress.data.samples.fetch import cached_directory
 from compress.data.samples.sample import find_sample
 from compress.data.slices import extra_columns
 from compress.data.source import Draws, HubSplit, Location, Undivided, find, locate_split, locate_unlabeled
+from compress.data.vector_index import find_index, is_index_file
 from compress.formats.gguf.model import read_gguf
 from compress.formats.onnx.graph_reader import first_integer_operator, read_graph
 from compress.formats.onnx.stored_tensors import read_tensors
@@ -194,6 +195,8 @@ class Sources:
         with self.noting():
             self._judged("questions", recipe.evaluation.questions, find_questions)
             self._judged("similarity", recipe.evaluation.similarity, find_rated_pairs)
+            if is_index_file(recipe.evaluation.index):
+                find_index(recipe.evaluation.index, self.folder)
             if recipe.evaluation.instructions:
                 find_instructions(recipe.evaluation.instructions, self.folder)
         return shape

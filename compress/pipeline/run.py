@@ -19,6 +19,7 @@ from compress import DISTRIBUTION
 from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.data.summary import summarize
+from compress.data.vector_index import is_index_file
 from compress.evaluation.loaded_model import LoadedModel
 from compress.formats.quiet_output import quiet_libraries
 from compress.pipeline.artifact import find_artifact
@@ -231,6 +232,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     # Evaluation files that the recipe names besides its data.
     names = ("questions", "similarity", "instructions", "judge")
     files = {name: absolute(path) for name in names if (path := getattr(recipe.evaluation, name))}
+    if is_index_file(recipe.evaluation.index):
+        files["index"] = absolute(recipe.evaluation.index)
     licences = {
         field: {absolute(name): value for name, value in getattr(recipe.licences, field).items()}
         for field in ("stated", "allowed")

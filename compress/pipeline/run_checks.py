@@ -23,6 +23,7 @@ from compress.models.lora_adapter import check_adapter
 from compress.models.pipeline_folder import image_generation_hook
 from compress.models.processor import load_processor
 from compress.pipeline.formats import check_formats
+from compress.pipeline.index_evaluation import check_starting_index
 from compress.pipeline.keys import cached_digests
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SPLIT
@@ -216,9 +217,11 @@ def check_run(runner: StageRunner) -> None:
             evaluation.similarity and sum(len(part.scores) for part in inputs.rated_pairs),
             "pairs with human similarities are read",
         ),
+        (inputs.vector_index and len(inputs.vector_index.texts), "documents of the index are searched"),
     )
     for text in [f"{count:,} {text}" for count, text in notes if count]:
         runner.progress.note(text)
+    check_starting_index(inputs)
 
 
 def _check_disk_space(runner: StageRunner) -> None:

@@ -10,6 +10,7 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import Instruction, Question, RatedPairs, find_instructions, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
+from compress.data.vector_index import VectorIndex, find_index, is_index_file
 from compress.models.config_checks import allow_repository_code
 from compress.models.folder_checks import check_weights_finite
 from compress.models.json_file import read_json
@@ -73,6 +74,12 @@ class RunInputs:
         """Return the pairs with human similarity scores, empty if the recipe names none."""
         reference = self.recipe.evaluation.similarity
         return [] if reference is None else find_rated_pairs(reference, self.recipe_folder, self.progress)
+
+    @cached_property
+    def vector_index(self) -> VectorIndex | None:
+        """Return the vectors of an existing index, or None if the recipe names no file."""
+        reference = self.recipe.evaluation.index
+        return find_index(reference, self.recipe_folder) if is_index_file(reference) else None
 
     @cached_property
     def judge(self) -> Path | None:

@@ -49,7 +49,7 @@ from compress.utils.storage import cache_key, digest_directory
 SPLIT = TEST
 _EVALUATION_VERSION = 2
 """Increased when the same outputs would be stored in another form."""
-_OTHER_EVALUATIONS = {"similarity", "instructions", "answer_tokens", "judge", "pictures"}
+_OTHER_EVALUATIONS = {"similarity", "index", "instructions", "answer_tokens", "judge", "pictures"}
 """Evaluation fields that do not affect a model's predictions for its rows."""
 _LABELS = "labels"
 _PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")

@@ -183,6 +183,7 @@ def _is_part_of_run(
         "questions": writes_text and evaluation.questions is not None,
         "instructions": writes_text and evaluation.instructions is not None,
         "similarity": evaluation.similarity is not None,
+        "index": evaluation.index is not None,
     }
     return parts[row.measured_by]
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _SLICES = ("slices",)
 _ROWS_ONLY = (_SLICES, ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
-_NOT_OF_TEXT = ("similarity", "templates", "judge", "pictures")
+_NOT_OF_TEXT = ("similarity", "index", "templates", "judge", "pictures")
 _GENERATING_ONLY = (
     *(("evaluation", name) for name in Evaluation.model_fields if name not in _NOT_OF_TEXT),
     ("data", "also"),
@@ -45,7 +45,7 @@ _GENERATING_ONLY = (
 _ONLY = {
     frozenset({READS_ROWS}): _ROWS_ONLY,
     frozenset({GENERATES}): _GENERATING_ONLY,
-    frozenset({EMBEDS, TAKES_TEXT}): (("evaluation", "similarity"),),
+    frozenset({EMBEDS, TAKES_TEXT}): (("evaluation", "similarity"), ("evaluation", "index")),
     frozenset({DUAL_ENCODER}): (("evaluation", "templates"),),
     frozenset({GENERATES_IMAGES}): (("evaluation", "judge"), ("evaluation", "pictures")),
 }

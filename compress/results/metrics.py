@@ -27,6 +27,7 @@ Part = Literal[
     "questions",
     "instructions",
     "similarity",
+    "index",
 ]
 """Part of a run that measures a metric: the task's own functions, every run, or the part of that name."""
 Aggregation = Literal["by task", "mean", "exp of mean", "ratio of sums", "all examples", "median", "exact"]
@@ -188,6 +189,14 @@ METRICS = (
     share("recall_at_{number}_image_to_text", "Text in the first {number} of an image", aggregation="mean"),
     share("recall_at_{number}_text_to_image", "Image in the first {number} of a text", aggregation="mean"),
     share("recall_at_{number}_{embedding}", "Recall at {number}, {embedding} embeddings", quality=False),
+    share("index_recall_at_{number}", "Recall at {number}, index", aggregation="mean", measured_by="index"),
+    share(
+        "index_recall_at_{number}_{embedding}",
+        "Recall at {number}, {embedding} index",
+        quality=False,
+        measured_by="index",
+    ),
+    share("index_ndcg_at_{number}", "NDCG at {number}, index", aggregation="mean", measured_by="index"),
     share("mean_reciprocal_rank", "Mean reciprocal rank", aggregation="mean"),
     share("ndcg_at_{number}", "NDCG at {number}", aggregation="mean"),
     Metric(

@@ -34,14 +34,14 @@ class EmbeddingTask(Task):
         """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
         return losses.embedding_distance(mine, taught)
 
-    def _queries_and_corpus(self, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def queries_and_corpus(self, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the queries and those of the corpus."""
         half = len(both) // 2
         return (both, both) if self.searches_itself else (both[:half], both[half:])
 
     def nearest(self, collected: NamedArrays) -> np.ndarray:
         """Return the indices of the ten nearest neighbors of each query, [n, 10], or fewer if the corpus is smaller."""
-        queries, corpus = self._queries_and_corpus(retrieval.normalized(collected[EMBEDDING]))
+        queries, corpus = self.queries_and_corpus(retrieval.normalized(collected[EMBEDDING]))
         return retrieval.nearest(queries, corpus, NEIGHBOURS, self.searches_itself)
 
     def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
@@ -57,8 +57,8 @@ class EmbeddingTask(Task):
             target: Name of the target in the report.
         """
         assert labels is not None, "`eval_examples` requires labels"
-        queries, corpus = self._queries_and_corpus(retrieval.normalized(collected[EMBEDDING]))
-        ids = self._queries_and_corpus(labels)
+        queries, corpus = self.queries_and_corpus(retrieval.normalized(collected[EMBEDDING]))
+        ids = self.queries_and_corpus(labels)
         exact = retrieval.ranks(queries, corpus, *ids, self.searches_itself)
         span = retrieval.ranges_of(corpus)
         rounded = retrieval.from_int8(retrieval.to_int8(corpus, span), span)

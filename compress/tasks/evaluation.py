@@ -40,6 +40,12 @@ class Evaluation(Frozen):
         description="feature extraction: `sample:similarity`, or a CSV, JSONL or Parquet file of `text`, `pair` and "
         "`score`; adds the rank correlation of cosines and scores as a metric",
     )
+    index: str | None = Field(
+        None,
+        description="feature extraction: evaluate models as query encoders of an existing index. `baseline`: the "
+        "baseline embeds the documents; or a Parquet or JSONL file of `text` and `embedding` (float, int8 or packed "
+        "bits), the vectors that the index stores",
+    )
     templates: tuple[str, ...] = Field(
         _TEMPLATES,
         min_length=1,

@@ -67,6 +67,7 @@ def test_unknown_metric_is_refused_with_nearest_name(metric: str, nearest: str, 
         ("choice_accuracy", DECODER),
         ("repetition", {**DECODER, "evaluation": {"prompts": 0}}),
         ("tokens_per_second_context_64", {**DECODER, "benchmark": {"contexts": [32, 128]}}),
+        ("index_recall_at_10", {"task": "feature-extraction", "stages": [{"onnx": {}}]}),
     ],
 )
 def test_metric_that_this_recipe_does_not_measure_is_refused(
@@ -91,11 +92,12 @@ def test_metric_that_this_recipe_does_not_measure_is_refused(
         ),
         ("chrf bleu rouge_l exact_match", TEXT_TO_TEXT),
         (
-            "recall_at_10_int8 embedding_bytes embedding_cosine spearman_news",
+            "recall_at_10_int8 embedding_bytes embedding_cosine spearman_news index_recall_at_10 index_ndcg_at_10 "
+            "index_recall_at_10_binary",
             {
                 "task": "feature-extraction",
                 "stages": [{"onnx": {}}],
-                "evaluation": {"similarity": "pairs.csv"},
+                "evaluation": {"similarity": "pairs.csv", "index": "baseline"},
             },
         ),
     ],

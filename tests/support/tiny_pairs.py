@@ -46,7 +46,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
             {"onnx_int8": {"embedding_bits": 4}},
         ],
         "max_length": 16,
-        "evaluation": {"similarity": "rated.csv"},
+        "evaluation": {"similarity": "rated.csv", "index": "baseline"},
         "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 16, "batch_size": 8, "launches": 2},
         "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
         **changes,

@@ -42,10 +42,13 @@ _LENGTH = 256
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Linear layer with ``weight`` [out, in], optional ``bias`` [out], and `tanh` or no activation."""
+    """Linear layer with ``weight`` [out, in], optional ``bias`` [out], and `tanh` or no activation.
 
-    weight: np.ndarray
-    bias: np.ndarray | None = None
+    Weights are tensors while they are trained.
+    """
+
+    weight: np.ndarray | torch.Tensor
+    bias: np.ndarray | torch.Tensor | None = None
     activation: str = ""
 
 
@@ -87,8 +90,8 @@ class SentenceModules:
             if isinstance(step, Normalize):
                 embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
                 continue
-            weight = torch.from_numpy(step.weight).to(embeddings)
-            bias = None if step.bias is None else torch.from_numpy(step.bias).to(embeddings)
+            weight = torch.as_tensor(step.weight).to(embeddings)
+            bias = None if step.bias is None else torch.as_tensor(step.bias).to(embeddings)
             embeddings = torch.nn.functional.linear(embeddings, weight, bias)
             embeddings = torch.tanh(embeddings) if step.activation else embeddings
         return embeddings
@@ -270,8 +273,8 @@ def _static_width(folder: Path) -> int:
 
 
 def _tensors(step: Dense) -> dict[str, np.ndarray]:
-    bias = {} if step.bias is None else {"linear.bias": step.bias}
-    return {"linear.weight": np.ascontiguousarray(step.weight), **bias}
+    arrays = {"linear.weight": step.weight, "linear.bias": step.bias}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
 
 
 def _json(value: dict[str, Any] | Sequence[object]) -> bytes:

@@ -53,7 +53,7 @@ def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: An
     """Return a BERT without a pooler, with random weights large enough for outputs to differ between inputs."""
     tokenizer = word_piece()
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    config = BertConfig(**ids, **SIZES, **changes)
+    config = BertConfig(**ids, **{**SIZES, **changes})
     torch.manual_seed(seed)
     module = shaken(BertModel(config, add_pooling_layer=False))
     return TorchModel(module, SentenceProcessor(tokenizer, modules or SentenceModules(WIDTH)))

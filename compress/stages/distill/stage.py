@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 from compress.models.model import TorchModel
@@ -10,14 +11,23 @@ from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.distill.settings import Distillation, layer_choices, student_and_teacher_shapes
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMAGES, REWRITES, TAKES_ARRAYS, TRANSCRIBES
+from compress.tasks.capability import (
+    DESCRIBES_IMAGES,
+    EMBEDS,
+    GENERATES,
+    GENERATES_IMAGES,
+    REWRITES,
+    TAKES_ARRAYS,
+    TAKES_TEXT,
+    TRANSCRIBES,
+)
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):
     """Knowledge distillation of a model's outputs (Hinton et al. 2015).
 
     For tasks whose outputs are embeddings, the loss is their squared distance (Reimers and Gurevych 2020) instead of
-    the loss on logits.
+    the loss on logits. A student of text with another width gets a linear layer into the teacher's space.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -63,9 +73,12 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train the student on the ``train`` split, and on unlabeled text if requested."""
+        from compress.stages.distill.projection import trained_layers
         from compress.stages.distill.trainer import DistillationTrainer, make_student
 
         teacher = context.earlier(self.teacher) if self.teacher else model
         student = make_student(self.student, model, teacher, context)
-        DistillationTrainer(self, teacher, student, context).train()
+        embeds_texts = {EMBEDS, TAKES_TEXT} <= context.task.capabilities
+        with trained_layers(student) if embeds_texts else contextlib.nullcontext():
+            DistillationTrainer(self, teacher, student, context).train()
         return student

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,9 @@ from torch import nn
 from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.transformer_pruning import HEADS_KEY, NEURONS_KEY, drop_pooler, keep_layers
+from compress.numerics.embeddings import normalized
 from compress.stages.base import Context
+from compress.stages.distill.projection import pooled_like, projected
 from compress.stages.distill.replaced_words import replace_words
 from compress.stages.distill.settings import Distillation, Student
 from compress.stages.sparsify.magnitude import keep_zeros
@@ -36,6 +39,8 @@ _COMPARED = 16
 def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel, context: Context) -> TorchModel:
     """Return the model to train: the stage's input, some of its layers, a copy with another config, or another model.
 
+    A new text encoder gets a linear layer after pooling if its embeddings have another width than the teacher's.
+
     Args:
         origin: Settings of the student, or None for the stage's input.
         model: Input of the stage.
@@ -45,6 +50,15 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
     Raises:
         StageError: If config changes do not make a valid model.
     """
+    student = _student_of(origin, model, teacher, context)
+    is_new = origin is not None and origin.layers is None
+    if is_new and {EMBEDS, TAKES_TEXT} <= context.task.capabilities:
+        torch.manual_seed(context.seed)
+        student.processor = projected(student.processor, teacher.processor.modules.dimensions)
+    return student
+
+
+def _student_of(origin: Student | None, model: TorchModel, teacher: TorchModel, context: Context) -> TorchModel:
     if origin is None:
         return model
     if origin.model is not None:
@@ -70,12 +84,7 @@ def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel,
         raise StageError(f"The student's config does not make a model: {error}") from error
     if {EMBEDS, TAKES_TEXT} <= context.task.capabilities:
         drop_pooler(module)
-        if module.config.hidden_size != model.processor.modules.width:
-            raise StageError(
-                f"The student's hidden_size is {module.config.hidden_size}, and its pooling is for "
-                f"{model.processor.modules.width}.",
-                hint="keep hidden_size, and have fewer dimensions by reduce_dimensions",
-            )
+        return TorchModel(module.eval(), pooled_like(model.processor, module.config.hidden_size))
     return TorchModel(module.eval(), model.processor)
 
 
@@ -129,13 +138,30 @@ class DistillationTrainer:
             self.examples,
             loss=self._loss,
             after_step=keep_zeros(self.student.module),
-            validate=context.validator(self.student),
+            validate=self._validator(),
             first_token_only=settings.first_token_only,
             freeze_embeddings=settings.freeze_embeddings,
             augment=settings.augment,
             keep_best=settings.keep_best,
         )
         train(trainee, settings, context.seed, context.progress, "distill")
+
+    def _validator(self) -> Callable[[], float] | None:
+        """Return a function that scores the student on the validation split, or None without one.
+
+        Embeddings are scored by their cosine to the teacher's, as a student may retrieve well in a space of its own.
+        """
+        context, student = self.context, self.student
+        capabilities = context.task.capabilities
+        if EMBEDS not in capabilities or DUAL_ENCODER in capabilities or "validation" not in context.data.splits:
+            return context.validator(student)
+        taught = normalized(predict(self.teacher.module, context.encode("validation", self.teacher)))
+        examples = context.encode("validation", student)
+
+        def cosine() -> float:
+            return float((normalized(predict(student.module, examples)) * taught).sum(axis=1).mean())
+
+        return cosine
 
     def _can_be_kept(self, examples: Examples) -> bool:
         """Return whether the teacher's answers fit in memory; dense predictions are large."""

@@ -277,6 +277,51 @@ def test_one_layer_student_approaches_its_teacher() -> None:
     assert after > 0.8
 
 
+@pytest.mark.parametrize("origin", ["config", "model"])
+def test_student_of_another_width_embeds_into_the_space_of_its_teacher(origin: str, tmp_path: Path) -> None:
+    context = sentences.context(sentences.dataset(train=64, validation=16))
+    teacher, narrow = sentences.encoder(MODULES), {"hidden_size": 16, "intermediate_size": 32}
+    if origin == "config":
+        student_of: dict[str, Any] = {"config": narrow}
+    else:
+        sentences.encoder(SentenceModules(16, steps=(Normalize(),)), seed=5, **narrow).save(tmp_path / "narrow")
+        student_of = {"model": str(tmp_path / "narrow")}
+    taught = predict(teacher.module, context.encode("test", teacher))
+    options = {"epochs": 30, "batch_size": 16, "learning_rate": 5e-3, "precision": "fp32"}
+    student = Distill(student=student_of, **options).run(teacher, context)
+
+    assert teacher.processor.modules.steps == MODULES.steps, "the teacher's own layers are unchanged"
+    projection, last = student.processor.modules.steps
+    assert isinstance(projection, Dense) and projection.weight.shape == (32, 16) and isinstance(last, Normalize)
+    answered = predict(student.module, context.encode("test", student))
+    assert float((answered * taught).sum(axis=1).mean()) > 0.7
+    # The projection has learned: random weights of the same size do not bring the embeddings near the teacher's.
+    random = dataclasses.replace(projection, weight=np.random.default_rng(0).normal(0, 0.2, (32, 16)).astype("f"))
+    untrained = copy.deepcopy(student)
+    untrained.processor.modules = dataclasses.replace(student.processor.modules, steps=(random, last))
+    answered = predict(untrained.module, context.encode("test", untrained))
+    assert float((answered * taught).sum(axis=1).mean()) < 0.4
+    # Saved files hold what was trained, and nothing else.
+    student.save(tmp_path / "student")
+    assert not any(name.startswith("dense") for name in student.module.state_dict())
+    loaded = TASKS[sentences.TASK].load(tmp_path / "student", None, False)
+    np.testing.assert_allclose(
+        predict(loaded.module, context.encode("test", loaded)),
+        predict(student.module, context.encode("test", student)),
+        atol=1e-6,
+    )
+
+
+def test_linear_layer_of_a_student_is_trained() -> None:
+    context, layer = sentences.context(), Dense(np.eye(32, dtype="f"), np.zeros(32, "f"), "tanh")
+    teacher, student = sentences.encoder(MODULES), sentences.encoder(MODULES.followed_by(layer))
+    context = dataclasses.replace(context, earlier=lambda label: teacher)
+    trained = Distill(teacher="start", epochs=1, batch_size=16, learning_rate=1e-3).run(student, context)
+    dense = trained.processor.modules.steps[0]
+    assert np.abs(dense.weight - layer.weight).max() > 1e-4
+    assert np.abs(dense.bias).max() > 1e-4 and dense.activation == "tanh"
+
+
 def test_mismatched_embedding_dimension_is_refused() -> None:
     teacher, student = (
         sentences.encoder(MODULES),

@@ -21,7 +21,6 @@ from compress.data.source import find
 from compress.data.summary import summarize
 from compress.data.vector_index import is_index_file
 from compress.evaluation.loaded_model import LoadedModel
-from compress.evaluation.word_baseline import compare_with_words
 from compress.formats.quiet_output import quiet_libraries
 from compress.pipeline.artifact import find_artifact
 from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_on
@@ -165,8 +164,6 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         if summary is not None:
             rows = (row for row in findings.measurements if (row.model, row.metric) == (BASELINE, "accuracy"))
             findings.notes += [*summary.lines(), *summary.warnings([row.value for row in rows])]
-        words = compare_with_words(runner.inputs.task, runner.inputs.data, findings.measurements)
-        findings.notes += words.lines() if words else []
         findings.notes += [*runner.inputs.data.notes, *remarks_on(licences, recipe)]
         final = runner.folder_of(recipe.labels()[-1])
         findings.notes += measured_warnings(recipe, runner.inputs.given, final, findings.finals)
@@ -184,7 +181,6 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             integrity=tuple(check for result in results for check in result.integrity),
             limits=_judge_limits(recipe, findings),
             data=data_record(runner),
-            word_baseline=words,
             licences=licences,
             **findings.report_fields(),
         )

@@ -327,39 +327,6 @@ class LicenceRecord(FrozenRecord):
     allowed: str | None = Field(None, description="reason of the recipe's user for an exception")
 
 
-class WordBaseline(FrozenRecord):
-    """Accuracy of TF-IDF of words with logistic regression on the test rows, and how much better the final model is.
-
-    ``difference`` is the accuracy of the final model less this one, with the 95% interval of the paired rows.
-    """
-
-    target: str = Field(description="target of the final model's accuracy")
-    rows: int = Field(ge=1)
-    training_rows: int = Field(ge=1)
-    accuracy: float = Field(ge=0, le=1)
-    low: float
-    high: float
-    difference: float
-    difference_low: float
-    difference_high: float
-
-    def lines(self) -> list[str]:
-        """Return the comparison in one line, and a warning if the final model is not better."""
-        comparison = (
-            f"TF-IDF of words with logistic regression, fitted on {self.training_rows:,} training rows, has an "
-            f"accuracy of {self.accuracy:.2%} ({self.low:.2%} to {self.high:.2%}); the final model on {self.target} is "
-            f"{self.difference * 100:+.2f} points from that ({self.difference_low * 100:+.2f} to "
-            f"{self.difference_high * 100:+.2f})"
-        )
-        if self.difference_low > 0:
-            return [comparison]
-        return [
-            comparison,
-            "the final model is not measurably better than TF-IDF of words with logistic regression, which needs no "
-            "neural network: train it longer or on more rows, or use that",
-        ]
-
-
 class Report(FrozenRecord):
     """Record of all measurements and decisions of a run."""
 
@@ -390,9 +357,6 @@ class Report(FrozenRecord):
     pictures: tuple[PictureRecord, ...] = Field((), description="outputs of every model for the same prompts and seeds")
     drift: tuple[DriftRecord, ...] = Field(
         (), description="image generators: comparisons of every model with the baseline"
-    )
-    word_baseline: WordBaseline | None = Field(
-        None, description="classification of texts: the baseline without a model"
     )
     licences: tuple[LicenceRecord, ...] = Field((), description="licences of model, data and runtimes as stated")
 

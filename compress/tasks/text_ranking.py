@@ -26,7 +26,7 @@ from compress.tasks.task import (
     starter_recipe,
 )
 from compress.tasks.tokens import load_encoder, text_inputs
-from compress.utils.errors import DataError, ModelError
+from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
@@ -228,9 +228,11 @@ def by_query(queries: np.ndarray) -> list[np.ndarray]:
 
 
 def ndcg(relevance: np.ndarray, scores: np.ndarray) -> float:
-    """Return the NDCG of one query's candidates."""
-    from sklearn.metrics import ndcg_score
-
+    """Return the NDCG of one query's candidates by scikit-learn. Raises `MissingExtraError` without it."""
+    try:
+        from sklearn.metrics import ndcg_score
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("scikit-learn", "metrics", "NDCG") from error
     return float(ndcg_score(relevance[None], scores[None], k=_AT))
 
 

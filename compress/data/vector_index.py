@@ -28,7 +28,6 @@ class VectorIndex:
     for `ubinary`, as in sentence-transformers' `quantize_embeddings`.
     """
 
-    name: str
     texts: tuple[str, ...]
     vectors: np.ndarray
     precision: Precision
@@ -61,15 +60,14 @@ def read_index(path: Path) -> VectorIndex:
     """
     rows = read_columns(path, _COLUMNS, "; embedding is a list of numbers, so JSONL, JSON or Parquet")
     texts, embeddings = (rows.columns[name] for name in _COLUMNS)
-    vectors, size = [], 0
+    vectors: list[np.ndarray] = []
     for index, (text, values) in enumerate(zip(texts, embeddings, strict=True)):
         if not isinstance(text, str) or not text.strip():
             raise DataError("The text is empty.", where=rows.place(index), expected="the text of the document")
         vectors.append(_vector(rows, index, values))
-        size = size or vectors[0].shape[0]
-        if len(vectors[-1]) != size:
+        if len(vectors[-1]) != len(vectors[0]):
             raise DataError(
-                f"The embedding has {len(vectors[-1])} numbers, and that of the first row {size}.",
+                f"The embedding has {len(vectors[-1])} numbers, and that of the first row {len(vectors[0])}.",
                 where=rows.place(index),
                 expected="embeddings of one width",
             )
@@ -78,12 +76,12 @@ def read_index(path: Path) -> VectorIndex:
     integers = all(vector.dtype.kind in "iu" for vector in vectors)
     numbers = np.stack(vectors)
     if not integers:
-        return VectorIndex(path.stem, tuple(texts), numbers.astype(np.float32), "float")
+        return VectorIndex(tuple(texts), numbers.astype(np.float32), "float")
     lowest, highest = int(numbers.min()), int(numbers.max())
-    if lowest < 0 and lowest >= -128 and highest <= 127:
-        return VectorIndex(path.stem, tuple(texts), numbers.astype(np.float32), "int8")
+    if -128 <= lowest < 0 and highest <= 127:
+        return VectorIndex(tuple(texts), numbers.astype(np.float32), "int8")
     if lowest >= 0 and highest <= 255:
-        return VectorIndex(path.stem, tuple(texts), numbers.astype(np.uint8), "ubinary")
+        return VectorIndex(tuple(texts), numbers.astype(np.uint8), "ubinary")
     raise DataError(
         f"The embeddings of {rows.name} are integers from {lowest} to {highest}.",
         where=str(path),

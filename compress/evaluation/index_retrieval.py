@@ -12,15 +12,7 @@ import numpy as np
 
 from compress.data.columns import normalised
 from compress.data.vector_index import VectorIndex
-from compress.numerics.embeddings import (
-    binary_ranks,
-    from_int8,
-    normalized,
-    ranges_of,
-    ranks,
-    to_int8,
-    to_ubinary,
-)
+from compress.numerics.embeddings import binary_ranks, normalized, quantized_ranks, ranks, to_ubinary
 from compress.results.report import Measurement
 from compress.tasks.classes import mean_row, outcome_row
 from compress.tasks.embeddings import NEIGHBOURS
@@ -100,7 +92,9 @@ def find_corpus(index: VectorIndex, pairs: Sequence[str], labels: np.ndarray, di
     return Corpus(normalized(index.vectors), ids)
 
 
-def index_rows(queries: np.ndarray, wanted: np.ndarray, corpus: Corpus, model: str, target: str) -> list[Measurement]:
+def index_rows(
+    queries: np.ndarray, wanted: np.ndarray, corpus: Corpus, model: str, target: str, quantized: bool = False
+) -> list[Measurement]:
     """Return recall and NDCG of queries in an index, by the vectors that the index stores.
 
     NDCG (Järvelin and Kekäläinen 2002) has one relevant document per query. Bits are searched by Hamming distance, and
@@ -112,36 +106,18 @@ def index_rows(queries: np.ndarray, wanted: np.ndarray, corpus: Corpus, model: s
         corpus: Documents of the index.
         model: Label of the model.
         target: Name of the target.
+        quantized: Also return `index_recall_at_10_int8` and `_binary`: recall if the index stored these precisions.
     """
     search = (queries, corpus.embeddings, wanted, corpus.ids)
     found = binary_ranks(*search, NEIGHBOURS) if corpus.binary else ranks(*search)
+    coarse = quantized_ranks(*search, NEIGHBOURS) if quantized else {}
     gains = np.where(found <= NEIGHBOURS, 1 / np.log2(1 + found), 0)
     return [
         outcome_row("index_recall_at_10", found <= NEIGHBOURS, model, target),
         outcome_row("index_recall_at_1", found <= 1, model, target),
         mean_row("index_ndcg_at_10", gains, model, target),
-    ]
-
-
-def quantized_index_rows(
-    queries: np.ndarray, wanted: np.ndarray, corpus: Corpus, model: str, target: str
-) -> list[Measurement]:
-    """Return `index_recall_at_10_int8` and `_binary`: recall if the index stored these precisions.
-
-    Args:
-        queries: Normalized embeddings of the queries [n, d].
-        wanted: Id of the relevant document of each query [n].
-        corpus: Documents in floating point.
-        model: Label of the model.
-        target: Name of the target.
-    """
-    span = ranges_of(corpus.embeddings)
-    rounded = from_int8(to_int8(corpus.embeddings, span), span)
-    found = {
-        "int8": ranks(queries, rounded, wanted, corpus.ids),
-        "binary": binary_ranks(queries, corpus.embeddings, wanted, corpus.ids, NEIGHBOURS),
-    }
-    return [
-        outcome_row(f"index_recall_at_10_{precision}", found_ranks <= NEIGHBOURS, model, target)
-        for precision, found_ranks in found.items()
+        *(
+            outcome_row(f"index_recall_at_10_{precision}", coarse_ranks <= NEIGHBOURS, model, target)
+            for precision, coarse_ranks in coarse.items()
+        ),
     ]

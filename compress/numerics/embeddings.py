@@ -165,6 +165,27 @@ def binary_ranks(
     return np.concatenate(parts)
 
 
+def quantized_ranks(
+    queries: np.ndarray, corpus: np.ndarray, wanted: np.ndarray, given: np.ndarray, k: int, itself: bool = False
+) -> dict[str, np.ndarray]:
+    """Return the ranks for a corpus stored as `int8`, whose queries stay exact, and those of `binary_ranks`.
+
+    Args:
+        queries: Embeddings of queries [n, d].
+        corpus: Embeddings of texts [m, d].
+        wanted: Id of the matching texts of each query [n].
+        given: Id of each text [m].
+        k: Number of results.
+        itself: The corpus is the queries, and no query may find itself.
+    """
+    span = ranges_of(corpus)
+    rounded = from_int8(to_int8(corpus, span), span)
+    return {
+        "int8": ranks(queries, rounded, wanted, given, itself),
+        "binary": binary_ranks(queries, corpus, wanted, given, k, itself),
+    }
+
+
 def _steps(ranges: np.ndarray) -> np.ndarray:
     steps = (ranges[1] - ranges[0]) / (_BYTE - 1)
     return np.where(steps == 0, 1, steps)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from compress.data.vector_index import VectorIndex
 from compress.evaluation.evaluate import embed_texts
-from compress.evaluation.index_retrieval import Corpus, check_index, find_corpus, index_rows, quantized_index_rows
+from compress.evaluation.index_retrieval import Corpus, check_index, find_corpus, index_rows
 from compress.formats.target_profile import Target
 from compress.formats.targets import REFERENCE
 from compress.numerics.embeddings import normalized
@@ -17,7 +18,7 @@ from compress.pipeline.run_inputs import RunInputs
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import START
 from compress.results.report import BASELINE, Measurement
-from compress.tasks.embeddings import EMBEDDING
+from compress.tasks.embeddings import EMBEDDING, EmbeddingTask
 from compress.utils.environment import working_threads
 from compress.utils.progress import SilentProgress
 
@@ -31,27 +32,34 @@ def index_retrieval(session: TargetSession) -> list[Measurement]:
     Raises:
         DataError: If the index does not hold the baseline's vectors, or lacks the relevant text of a query.
     """
-    inputs, target, rows = session.runner.inputs, session.target.name, list[Measurement]()
-    index, baseline = inputs.vector_index, session.predictions.get(BASELINE)
+    inputs, rows = session.runner.inputs, list[Measurement]()
+    task, index, baseline = inputs.task, inputs.vector_index, session.predictions.get(BASELINE)
     if inputs.recipe.evaluation.index is None or (index is None and baseline is None):
         return []
+    assert isinstance(task, EmbeddingTask), "recipes of other tasks have no index"
     if index is not None and baseline is not None:
         _check(index, inputs, session.artifacts[BASELINE], session.target)
-    for label, predictions in session.predictions.items():
-        ids, embeddings = predictions.labels, normalized(predictions.kept[EMBEDDING])
-        assert ids is not None, "`eval_examples` requires pairs"
-        queries, wanted = embeddings[: len(ids) // 2], ids[: len(ids) // 2]
-        dimensions = queries.shape[1]
-        if index is not None and index.fits(dimensions):
+    # Every model has the same rows, so the first model's ids serve for all.
+    ids = next(iter(session.predictions.values())).labels
+    assert ids is not None, "`eval_examples` requires pairs"
+    wanted, document_ids = task.queries_and_corpus(ids)
+
+    @cache
+    def corpus_of(dimensions: int) -> Corpus | None:
+        if index is not None:
             pairs = inputs.data.split(session.split)["pair"].to_pylist()
-            rows += index_rows(queries, wanted, find_corpus(index, pairs, wanted, dimensions), label, target)
-        elif index is None and baseline is not None and baseline.kept[EMBEDDING].shape[1] == dimensions:
-            documents = normalized(baseline.kept[EMBEDDING])[len(ids) // 2 :]
-            corpus = Corpus(documents, ids[len(ids) // 2 :])
-            rows += index_rows(queries, wanted, corpus, label, target)
-            rows += quantized_index_rows(queries, wanted, corpus, label, target)
-        else:
+            return find_corpus(index, pairs, wanted, dimensions) if index.fits(dimensions) else None
+        assert baseline is not None, "checked above"
+        _, documents = task.queries_and_corpus(normalized(baseline.kept[EMBEDDING]))
+        return Corpus(documents, document_ids) if documents.shape[1] == dimensions else None
+
+    for label, predictions in session.predictions.items():
+        queries, _ = task.queries_and_corpus(normalized(predictions.kept[EMBEDDING]))
+        corpus = corpus_of(queries.shape[1])
+        if corpus is None:
             session.runner.progress.note(f"{label}: not evaluated on the index, whose vectors have another width")
+        else:
+            rows += index_rows(queries, wanted, corpus, label, session.target.name, quantized=index is None)
     return rows
 
 

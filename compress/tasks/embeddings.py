@@ -60,18 +60,17 @@ class EmbeddingTask(Task):
         queries, corpus = self.queries_and_corpus(retrieval.normalized(collected[EMBEDDING]))
         ids = self.queries_and_corpus(labels)
         exact = retrieval.ranks(queries, corpus, *ids, self.searches_itself)
-        span = retrieval.ranges_of(corpus)
-        rounded = retrieval.from_int8(retrieval.to_int8(corpus, span), span)
-        coarse = retrieval.ranks(queries, rounded, *ids, self.searches_itself)
-        bits = retrieval.binary_ranks(queries, corpus, *ids, NEIGHBOURS, self.searches_itself)
+        quantized = retrieval.quantized_ranks(queries, corpus, *ids, NEIGHBOURS, self.searches_itself)
         size = corpus.shape[1]
         sizes = {"embedding_bytes": 4 * size, "embedding_bytes_int8": size, "embedding_bytes_binary": -(-size // 8)}
         return [
             outcome_row("recall_at_10", exact <= NEIGHBOURS, model, target),
             outcome_row("recall_at_1", exact <= 1, model, target),
             mean_row("mean_reciprocal_rank", 1 / exact, model, target),
-            outcome_row("recall_at_10_int8", coarse <= NEIGHBOURS, model, target),
-            outcome_row("recall_at_10_binary", bits <= NEIGHBOURS, model, target),
+            *(
+                outcome_row(f"recall_at_10_{precision}", found <= NEIGHBOURS, model, target)
+                for precision, found in quantized.items()
+            ),
             *(interval_row(name, (value, None, None), 1, model, target, "bytes") for name, value in sizes.items()),
         ]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from compress.data.vector_index import VectorIndex, read_index
-from compress.evaluation.index_retrieval import Corpus, check_index, find_corpus, index_rows, quantized_index_rows
+from compress.evaluation.index_retrieval import Corpus, check_index, find_corpus, index_rows
 from compress.numerics.embeddings import normalized, to_ubinary
 from compress.utils.errors import DataError
 
@@ -66,7 +67,7 @@ def test_precision_of_index_follows_from_its_numbers(tmp_path: Path) -> None:
         (lambda rows: [row.pop("embedding") for row in rows], "no column 'embedding'"),
     ],
 )
-def test_invalid_index_is_refused(tmp_path: Path, change, words: str) -> None:
+def test_invalid_index_is_refused(tmp_path: Path, change: Callable[[list[dict[str, Any]]], object], words: str) -> None:
     rows = [{"text": text, "embedding": vector.tolist()} for text, vector in zip(TEXTS, VECTORS, strict=True)]
     change(rows)
     path = tmp_path / "index.jsonl"
@@ -78,23 +79,23 @@ def test_invalid_index_is_refused(tmp_path: Path, change, words: str) -> None:
 def test_vectors_of_another_model_are_refused() -> None:
     others = normalized(np.random.default_rng(8).standard_normal(VECTORS.shape).astype(np.float32))
     with pytest.raises(DataError, match="does not hold the baseline's vectors"):
-        check_index(VectorIndex("index", TEXTS, others, "float"), embed)
+        check_index(VectorIndex(TEXTS, others, "float"), embed)
     with pytest.raises(DataError, match="share of equal bits"):
-        check_index(VectorIndex("index", TEXTS, to_ubinary(others), "ubinary"), embed)
+        check_index(VectorIndex(TEXTS, to_ubinary(others), "ubinary"), embed)
     with pytest.raises(DataError, match="have 12 numbers"):
-        check_index(VectorIndex("index", TEXTS, VECTORS[:, :12], "float"), embed)
+        check_index(VectorIndex(TEXTS, VECTORS[:, :12], "float"), embed)
     # As from sentence-transformers, whose int8 has a range per dimension.
     span = VECTORS.max(axis=0) - VECTORS.min(axis=0)
     skewed = np.floor((VECTORS - VECTORS.min(axis=0)) / span * 255) - 128 + 40 * (np.arange(DIMENSIONS) % 2)
     with pytest.raises(DataError, match="one scale for all dimensions"):
-        check_index(VectorIndex("index", TEXTS, skewed.astype(np.float32), "int8"), embed)
+        check_index(VectorIndex(TEXTS, skewed.astype(np.float32), "int8"), embed)
 
 
 def test_recall_and_ndcg_equal_brute_force_and_scikit_learn() -> None:
     # The index has documents that no query asks for, and lists the relevant ones in another order and case.
     pairs = [f"Document  {number}" for number in range(20)]
     order = np.random.default_rng(1).permutation(COUNT)
-    index = VectorIndex("index", tuple(TEXTS[row] for row in order), VECTORS[order], "float")
+    index = VectorIndex(tuple(TEXTS[row] for row in order), VECTORS[order], "float")
     corpus = find_corpus(index, pairs, np.arange(20), DIMENSIONS)
     rows = {row.metric: row for row in index_rows(QUERIES[:20], np.arange(20), corpus, "m", "t")}
 
@@ -108,16 +109,16 @@ def test_recall_and_ndcg_equal_brute_force_and_scikit_learn() -> None:
 
 
 def test_binary_index_is_searched_by_bits() -> None:
-    index = VectorIndex("index", TEXTS, to_ubinary(VECTORS), "ubinary")
+    index = VectorIndex(TEXTS, to_ubinary(VECTORS), "ubinary")
     corpus = find_corpus(index, TEXTS, np.arange(COUNT), DIMENSIONS)
     (found, *_) = index_rows(QUERIES, np.arange(COUNT), corpus, "m", "t")
     exact = Corpus(VECTORS, np.arange(COUNT))
-    simulated = {row.metric: row for row in quantized_index_rows(QUERIES, np.arange(COUNT), exact, "m", "t")}
+    simulated = {row.metric: row for row in index_rows(QUERIES, np.arange(COUNT), exact, "m", "t", quantized=True)}
     assert found.raw == simulated["index_recall_at_10_binary"].raw
     assert found.value < 1
 
 
 def test_missing_relevant_texts_are_counted() -> None:
-    index = VectorIndex("index", TEXTS, VECTORS, "float")
+    index = VectorIndex(TEXTS, VECTORS, "float")
     with pytest.raises(DataError, match="1 of 2 relevant texts are not in the index, such as 'nowhere'"):
         find_corpus(index, ["document 3", "Nowhere"], np.arange(2), DIMENSIONS)

@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.models.model import TorchModel
 from compress.models.processor import SentenceProcessor
-from compress.models.sentence_modules import Dense, Normalize, SentenceModules
+from compress.models.sentence_modules import Dense, Normalize
 
 
 def pooled_like(processor: SentenceProcessor, hidden_size: int) -> SentenceProcessor:
@@ -35,14 +35,19 @@ def projected(processor: SentenceProcessor, dimensions: int) -> SentenceProcesso
 
 @contextlib.contextmanager
 def trained_layers(model: TorchModel) -> Iterator[None]:
-    """Make the linear layers after pooling parameters of the model, so that they are trained with it."""
-    modules: SentenceModules = model.processor.modules
+    """Make the linear layers after pooling parameters of the model, so that they are trained with it.
+
+    Models without pooling have none.
+    """
+    if not isinstance(model.processor, SentenceProcessor):
+        yield
+        return
+    modules, tokenizer = model.processor.modules, model.processor.tokenizer
     trained = [_parameters(step) if isinstance(step, Dense) else step for step in modules.steps]
     layers = {f"dense_{index}": step for index, step in enumerate(trained) if isinstance(step, Dense)}
     for name, layer in layers.items():
         model.module.add_module(name, nn.ParameterList(part for part in (layer.weight, layer.bias) if part is not None))
     # Another model may have the same processor.
-    tokenizer = model.processor.tokenizer
     model.processor = SentenceProcessor(tokenizer, replace(modules, steps=tuple(trained)))
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Literal
 
 from compress.models.model import TorchModel
@@ -11,16 +10,7 @@ from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.distill.settings import Distillation, layer_choices, student_and_teacher_shapes
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.tasks.capability import (
-    DESCRIBES_IMAGES,
-    EMBEDS,
-    GENERATES,
-    GENERATES_IMAGES,
-    REWRITES,
-    TAKES_ARRAYS,
-    TAKES_TEXT,
-    TRANSCRIBES,
-)
+from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMAGES, REWRITES, TAKES_ARRAYS, TRANSCRIBES
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):
@@ -78,7 +68,6 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
         teacher = context.earlier(self.teacher) if self.teacher else model
         student = make_student(self.student, model, teacher, context)
-        embeds_texts = {EMBEDS, TAKES_TEXT} <= context.task.capabilities
-        with trained_layers(student) if embeds_texts else contextlib.nullcontext():
+        with trained_layers(student):
             DistillationTrainer(self, teacher, student, context).train()
         return student
